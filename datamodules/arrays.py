@@ -1,0 +1,131 @@
+"""Sources whose images fit in memory: one uint8 tensor, augmented in whole batches."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.augment import BatchAugment
+from datamodules.base import ImageData
+from datamodules.order import Keys
+from kernels.augment import to_float
+from kernels.batch import Batch
+
+
+class ArraySource(Dataset[Batch]):
+    """Images and labels by key. Without ``augment`` the images come as stored.
+
+    Args:
+        images: ``[N, 3, H, W]`` uint8 of the full set; already prepared (padded) where there is an ``augment``.
+        labels: ``[N]`` int64.
+        size: height and width of the images that come out.
+        augment: what training does to them.
+        seed: the run's seed.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, size: tuple[int, int], augment: BatchAugment | None = None, seed: int = 0
+    ) -> None:
+        self.images, self.labels, self.size, self.augment, self.seed = images, labels, size, augment, seed
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, keys: Keys) -> Batch:
+        """The batch of these keys, on the device of the images."""
+        index = torch.from_numpy(keys.index).clone()  # the keys belong to the sampler
+        placed = index.to(self.images.device)
+        if self.augment is None:
+            image = to_float(self.images.index_select(0, placed))
+        else:
+            view = torch.from_numpy(keys.view)
+            image = self.augment(self.images, index, view, seed=self.seed, epoch=keys.epoch, size=self.size)
+        return Batch(image, self.labels.index_select(0, placed), placed)
+
+
+class ArrayData(ImageData):
+    """An image set in memory. Subclasses define ``arrays``.
+
+    Attributes (after ``setup``):
+        train_images, test_images: ``[N, 3, H, W]`` uint8 without added borders.
+
+    Args:
+        seed: the run's seed.
+        augment: what training does to the images; None leaves them as they are.
+        **common: the keys of ``ImageData``.
+    """
+
+    def __init__(self, seed: int = 0, *, augment: BatchAugment | None = None, **common: Any) -> None:
+        super().__init__(seed, **common)
+        if augment is not None and not isinstance(augment, BatchAugment):
+            raise TypeError(f"data.augment of {type(self).__name__} must be a datamodules.augment.BatchAugment, "
+                            f"got {type(augment).__name__}")
+        self.augment = augment
+
+    def arrays(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]]:
+        """(train images, labels), (test images, labels), class names; images ``[N, 3, H, W]`` uint8."""
+        raise NotImplementedError(f"{type(self).__name__} must define arrays()")
+
+    def read(self) -> None:
+        (train, self.train_labels), (test, self.test_labels), self.classes = self.arrays()
+        check_images(train, self.train_labels, "train", None)
+        self.size = (train.shape[2], train.shape[3])
+        check_images(test, self.test_labels, "test", self.size)
+        self.image_size = self.size[0]
+        self.test_images = test
+        self.train_images = train
+        if self.augment is not None:
+            # One copy only: the images without their borders are a view into the padded ones.
+            self._prepared = self.augment.prepare(train)
+            p = self.augment.crop_padding
+            self.train_images = self._prepared[:, :, p : p + self.size[0], p : p + self.size[1]]
+
+    def source(self, part: str) -> ArraySource:
+        labels = self.test_labels if part == "test" else self.train_labels
+        augment = self.augment if part == "train" else None
+        images = self.test_images if part == "test" else self.train_images if augment is None else self._prepared
+        if self.num_workers == 0 and self.device.type != "cpu":
+            images, labels = self._placed(part, images), labels.to(self.device)
+        return ArraySource(images, labels, self.size, augment, self.seed)
+
+    def _placed(self, part: str, images: Tensor) -> Tensor:
+        """The images on the device, sent once however often the loader is rebuilt."""
+        cache: dict[tuple[str, torch.device], Tensor] = self.__dict__.setdefault("_on_device", {})
+        if (part, self.device) not in cache:
+            cache[part, self.device] = images.to(self.device)
+        return cache[part, self.device]
+
+    def content_digest(self) -> str:
+        digest = hashlib.sha256("\0".join(self.classes).encode())
+        for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+            for block in tensor.split(4096):  # the training images are a view with gaps; copy a little at a time
+                digest.update(memoryview(block.contiguous().numpy()).cast("B"))
+        return digest.hexdigest()
+
+    def preprocessing(self) -> dict[str, Any]:
+        return {"image_size": self.image_size, "resize_size": self.image_size, "interpolation": "bicubic",
+                "channels": "RGB", "range": [0.0, 1.0]}
+
+    def test_picture(self, index: int) -> np.ndarray:
+        return self.test_images[index].permute(1, 2, 0).contiguous().numpy()
+
+
+def check_images(images: Tensor, labels: Tensor, part: str, size: tuple[int, int] | None) -> None:
+    """Raise where images are not ``[N, 3, H, W]`` uint8, not of ``size``, or not as many as labels."""
+    if images.dtype != torch.uint8:
+        raise TypeError(f"{part} images are {images.dtype}; give uint8 in 0..255")
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"{part} images have shape {list(images.shape)}; give [N, 3, H, W] in RGB order")
+    if images.shape[2] != images.shape[3]:
+        raise ValueError(f"{part} images are {images.shape[2]}x{images.shape[3]}; arrays must hold square images")
+    if size is not None and tuple(images.shape[2:]) != size:
+        raise ValueError(f"{part} images are {images.shape[2]}x{images.shape[3]} but the training images are "
+                         f"{size[0]}x{size[1]}; bring them to one size")
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} {part} images but {len(labels)} labels; each image needs one")

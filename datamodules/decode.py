@@ -1,0 +1,84 @@
+"""Image files to RGB bytes: what is accepted, what is refused before it is decoded, how odd modes become RGB."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MAX_PIXELS = 89_478_485  # Pillow's own warning limit, 256 MiB of RGB
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+def read_rgb(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image in a file, upright, as 8-bit RGB.
+
+    The first frame of an animation; turned as its EXIF orientation says. Grey and 1-bit: the value in all three
+    channels. 16-bit grey: divided by 257. Alpha or a transparent palette colour: laid over white. CMYK and other
+    colour spaces: Pillow's conversion (colour profiles are not applied).
+
+    Args:
+        path: a JPEG, PNG, WebP or BMP file.
+        max_pixels: refuse larger images, by the size in their header, before anything is allocated.
+
+    Raises:
+        ValueError: too large, or a mode that has no range to map to bytes (float).
+        OSError: another format, truncated, unreadable (and whatever else Pillow's decoders raise for damage).
+    """
+    from PIL import Image, ImageOps
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+        try:
+            image = Image.open(path, formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{error}; data.max_pixels is {max_pixels}") from error
+    with image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ValueError(f"{width}x{height} are more than data.max_pixels={max_pixels} pixels")
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # 16-bit grey, under several names
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"integer grey values {values.min()}..{values.max()} are not 16-bit")
+        return Image.fromarray(np.round(values / 257.0).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("mode F (float) has no range that maps to 0..255; save it as 8-bit RGB")
+    if image.has_transparency_data:
+        layered = image.convert("RGBA")
+        ground = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(ground, layered).convert("RGB")
+    return image.convert("RGB")
+
+
+def resize_and_crop(image: Image.Image, resize_size: int, crop_size: int, interpolation: Interpolation) -> np.ndarray:
+    """Shorter side to ``resize_size``, then the central square of ``crop_size``: ``[H, W, 3]`` uint8.
+
+    Pillow's antialiased filters, sizes rounded as torchvision does, so pretrained networks see what they were tested
+    on. Only the pixels that are kept are computed, which also bounds the memory of extremely long images.
+    """
+    from PIL import Image
+
+    width, height = image.size
+    shorter = min(width, height)
+    resized = (resize_size * width // shorter, resize_size * height // shorter)
+    left, top = (round((side - crop_size) / 2) for side in resized)
+    across, down = width / resized[0], height / resized[1]
+    box = (left * across, top * down, (left + crop_size) * across, (top + crop_size) * down)
+    kind = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
+    # Rounding may push the box out by an ulp, which Pillow refuses.
+    box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height)))
+    return np.array(image.resize((crop_size, crop_size), kind, box=box))

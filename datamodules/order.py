@@ -1,0 +1,142 @@
+"""The order of samples as a function of (seed, epoch), with a position that can be set exactly.
+
+A sampler of batches hands the data set the keys of one batch after another. A key is ``(epoch, index, view)``: all
+that a sample's augmentation depends on, so a worker process needs no state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from kernels.counter_rng import permutation
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one batch, as columns; numpy, because that is cheap both to send to a worker and to make a tensor of.
+
+    Attributes:
+        epoch: 0-based epoch.
+        index: ``[B]`` int64 position of each sample in its full set.
+        view: ``[B]`` int64, how often each sample was visited before in the same epoch.
+    """
+
+    epoch: int
+    index: np.ndarray
+    view: np.ndarray
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of processes; (0, 1) outside torch.distributed."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def share(start: int, stop: int, rank: int, world: int) -> tuple[int, int]:
+    """The part of ``start .. stop`` that belongs to ``rank``: consecutive, sizes differ by at most one."""
+    count = stop - start
+    return start + rank * count // world, start + (rank + 1) * count // world
+
+
+def earlier_visits(index: Tensor) -> Tensor:
+    """For each entry, how many equal entries stand before it."""
+    order = index.argsort(stable=True)
+    ordered = index[order]
+    new = torch.ones_like(ordered, dtype=torch.bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    position = torch.arange(len(index))
+    first = torch.where(new, position, 0).cummax(0).values if len(index) else position
+    return torch.empty_like(index).scatter_(0, order, position - first)
+
+
+class ShuffledOrder(Sampler[Keys]):
+    """Batches of one epoch after another; each epoch has its own permutation.
+
+    ``batch_size`` is that of the whole update: under torch.distributed every rank yields its consecutive share of
+    each batch, so one process and several see the same updates.
+    The epoch advances by itself when its last batch is handed out. Iterating again before that starts over at the
+    position set last; ``len`` is always the number of batches of a whole epoch.
+
+    Args:
+        index: ``[N]`` positions in the full training set; one may occur several times, which makes several views.
+        batch_size: samples of a batch over all ranks.
+        seed: the run's seed.
+        drop_last: leave out the last batch of an epoch when it is smaller than the others.
+    """
+
+    def __init__(self, index: Tensor, batch_size: int, seed: int, drop_last: bool = True) -> None:
+        self.index, self.batch_size, self.seed, self.drop_last = index, batch_size, seed, drop_last
+        self.epoch, self.start = 0, 0
+        if len(self) == 0:
+            raise ValueError(f"no batch to train on: {len(index)} training samples, batch_size={batch_size}, "
+                             f"drop_last={drop_last}; use a smaller batch_size, more samples or drop_last=false")
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.index), self.batch_size)
+        return whole if self.drop_last or rest == 0 else whole + 1
+
+    def set_position(self, epoch: int, batches_done: int = 0) -> None:
+        """Continue in ``epoch`` after ``batches_done`` batches; a whole epoch done means the next one begins."""
+        if epoch < 0 or batches_done < 0:
+            raise ValueError(f"a position needs epoch >= 0 and batches_done >= 0, got {epoch} and {batches_done}")
+        further, self.start = divmod(batches_done, len(self))
+        self.epoch = epoch + further
+
+    def visits(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The indices of an epoch in their order, and the view of each."""
+        ordered = self.index[permutation(self.seed, epoch, len(self.index))]
+        return ordered.numpy(), earlier_visits(ordered).numpy()
+
+    def __iter__(self) -> Iterator[Keys]:
+        rank, world = rank_and_world()
+        self._check_shares(world)
+        epoch, start, batches = self.epoch, self.start, len(self)
+        index, view = self.visits(epoch)
+        for batch in range(start, batches):
+            if batch == batches - 1:  # before the last yield: not every consumer asks for what comes after it
+                self.epoch, self.start = epoch + 1, 0
+            first = batch * self.batch_size
+            a, b = share(first, min(first + self.batch_size, len(index)), rank, world)
+            yield Keys(epoch, index[a:b], view[a:b])
+
+    def _check_shares(self, world: int) -> None:
+        rest = len(self.index) % self.batch_size
+        smallest = rest if rest and not self.drop_last else self.batch_size
+        if smallest < world:
+            raise ValueError(f"a batch of {smallest} samples cannot be shared by {world} processes; "
+                             "use drop_last=true or another batch_size")
+
+
+class StoredOrder(Sampler[Keys]):
+    """Each sample once, in the order of ``index``, for evaluation.
+
+    Under torch.distributed each rank yields its share of every batch and nobody repeats a sample; a last batch too
+    small to share joins the one before, so that all ranks have equally many.
+    """
+
+    def __init__(self, index: Tensor, batch_size: int) -> None:
+        self.index, self.batch_size = index.numpy(), batch_size
+
+    def _bounds(self, world: int) -> list[tuple[int, int]]:
+        starts = list(range(0, len(self.index), self.batch_size))
+        if len(starts) > 1 and len(self.index) - starts[-1] < world:
+            starts.pop()
+        return list(zip(starts, [*starts[1:], len(self.index)], strict=True))
+
+    def __len__(self) -> int:
+        return len(self._bounds(rank_and_world()[1]))
+
+    def __iter__(self) -> Iterator[Keys]:
+        rank, world = rank_and_world()
+        if len(self.index) < world:
+            raise ValueError(f"{len(self.index)} samples cannot be shared by {world} processes; use fewer processes")
+        for start, stop in self._bounds(world):
+            a, b = share(start, stop, rank, world)
+            yield Keys(0, self.index[a:b], np.zeros(b - a, dtype=np.int64))

@@ -1,0 +1,75 @@
+"""A folder of images without labels, for prediction."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datamodules.decode import MAX_PIXELS, SUFFIXES
+from datamodules.files import FileList, FileSource
+from datamodules.folder import checked_sizes
+from datamodules.loader import Loader, make_loader
+from datamodules.order import StoredOrder
+
+
+class Unlabelled:
+    """All images below a folder, at any depth, in the order of their paths; labels are -1.
+
+    Args:
+        root: the folder.
+        preprocessing: what ``ImageData.preprocessing()`` of the training data said.
+        batch_size: images of a batch.
+        num_workers: loader processes.
+        max_pixels: refuse larger images.
+
+    Attributes:
+        paths: relative to ``root``; ``Batch.index`` is the position in this list.
+
+    Raises:
+        FileNotFoundError: there is no such folder or no image in it.
+
+    Example:
+        data = Unlabelled("photos", trained_on.preprocessing())
+        for batch in data.dataloader():
+            names = [data.paths[i] for i in batch.index.tolist()]
+    """
+
+    def __init__(
+        self,
+        root: str,
+        preprocessing: dict[str, Any],
+        *,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        folder = Path(root).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder {folder.absolute()}; data.root must be a folder of images")
+        self.paths = sorted(
+            os.path.relpath(os.path.join(where, name), folder)
+            for where, _, names in os.walk(folder)
+            for name in names
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        )
+        if not self.paths:
+            raise FileNotFoundError(f"no image in {folder.absolute()}; images are {', '.join(SUFFIXES)}")
+        self.batch_size, self.num_workers = batch_size, num_workers
+        image_size = preprocessing["image_size"]
+        resize_size, interpolation = checked_sizes(
+            image_size, preprocessing["resize_size"], preprocessing["interpolation"]
+        )
+        labels = torch.full((len(self.paths),), -1)
+        self.source = FileSource(
+            FileList(folder, self.paths), labels, image_size, resize_size, interpolation, max_pixels
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def dataloader(self) -> Loader:
+        """Batches in the order of ``paths``."""
+        return make_loader(self.source, StoredOrder(torch.arange(len(self)), self.batch_size), self.num_workers)

@@ -1,0 +1,169 @@
+"""The classic CIFAR ResNets (20, 32, 44, 56, 110 layers), registered as timm models ``cifar_resnet20`` and so on.
+
+Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016 (arXiv:1512.03385), section 4.2.
+timm has no such model. Module names follow github.com/akamaster/pytorch_resnet_cifar10, so its checkpoints load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.layers import create_classifier
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BLOCKS = {20: 3, 32: 5, 44: 7, 56: 9, 110: 18}  # layers -> blocks in each of the three stages: 6 n + 2
+
+
+def shortcut_a(x: Tensor, out_channels: int, stride: int) -> Tensor:
+    """Option A of the paper: every ``stride``-th row and column, missing channels filled with zeros on both sides.
+
+    Args:
+        x: ``[B, C, H, W]``.
+        out_channels: channels of the result; the missing ones are zero, half of them before and half after.
+        stride: 1 or 2.
+
+    Returns:
+        ``[B, out_channels, ceil(H / stride), ceil(W / stride)]``; no parameters.
+    """
+    missing = out_channels - x.shape[1]
+    if missing == 0 and stride == 1:
+        return x
+    before = missing // 2
+    return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, before, missing - before))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with BatchNorm around a parameter-free shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.out_channels, self.stride = out_channels, stride
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + shortcut_a(x, self.out_channels, self.stride))
+
+
+class CifarResNet(nn.Module):
+    """Three stages of ``blocks`` basic blocks with 1, 2 and 4 times ``width`` channels; the interface is timm's.
+
+    Args:
+        blocks: residual blocks in each stage.
+        num_classes: outputs of the classifier ``linear``; 0 for none.
+        in_chans: channels of the image.
+        global_pool: timm's pooling type, ``avg`` in the paper.
+        drop_rate: dropout before the classifier, 0 in the paper.
+        width: channels of the first stage, 16 in the paper.
+    """
+
+    def __init__(
+        self,
+        blocks: int,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        width: int = 16,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
+        self.grad_checkpointing = False
+        self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = _stage(width, width, blocks, stride=1)
+        self.layer2 = _stage(width, 2 * width, blocks, stride=2)
+        self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
+        self.feature_info = [{"num_chs": width * 2**i, "reduction": 2**i, "module": f"layer{i + 1}"} for i in range(3)]
+        self.num_features = 4 * width
+        self.global_pool, self.linear = create_classifier(self.num_features, num_classes, pool_type=global_pool)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Parameter groups for layer-wise learning-rate decay, as timm asks for them."""
+        return {"stem": r"^conv1|^bn1", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade compute for memory in the residual stages."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The classifier, an identity when ``num_classes`` is 0."""
+        return self.linear
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier (0: none), with another pooling where ``global_pool`` is given."""
+        self.num_classes = num_classes
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        pool, linear = create_classifier(self.num_features, num_classes, pool_type=pool_type)
+        self.global_pool, self.linear = pool.to(self.conv1.weight), linear.to(self.conv1.weight)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` -> the unpooled map ``[B, 4 * width, H / 4, W / 4]``."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        for stage in (self.layer1, self.layer2, self.layer3):
+            x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The unpooled map -> ``[B, num_classes]``, or pooled features ``[B, D]`` with ``pre_logits``."""
+        x = self.global_pool(x)
+        if self.drop_rate:
+            x = F.dropout(x, p=self.drop_rate, training=self.training)
+        return x if pre_logits else self.linear(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
+    first = BasicBlock(in_channels, out_channels, stride)
+    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
+
+
+# The constants of the public checkpoints: they were trained with ImageNet's mean and std, not CIFAR's.
+default_cfgs = generate_default_cfgs(
+    {
+        f"cifar_resnet{depth}": {
+            "num_classes": 10,
+            "input_size": (3, 32, 32),
+            "pool_size": (8, 8),
+            "crop_pct": 1.0,
+            "interpolation": "bilinear",
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+            "first_conv": "conv1",
+            "classifier": "linear",
+            "paper_ids": "arXiv:1512.03385",
+        }
+        for depth in BLOCKS
+    }
+)
+
+
+def _entrypoint(depth: int) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        kwargs = {"blocks": BLOCKS[depth], **kwargs}
+        return build_model_with_cfg(CifarResNet, create.__name__, pretrained, **kwargs)
+
+    create.__name__ = create.__qualname__ = f"cifar_resnet{depth}"
+    create.__doc__ = f"CIFAR ResNet-{depth} of He et al. 2016, option-A shortcuts."
+    return create
+
+
+for _depth in BLOCKS:
+    register_model(_entrypoint(_depth))

@@ -1,0 +1,50 @@
+"""The contract of an evaluator: a network and data in, an ``Evaluation`` out; no trainer, no Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from kernels.batch import Batch
+from lightning_modules.evaluators.result import Evaluation
+from lightning_modules.network import Network
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationData:
+    """What an evaluator reads.
+
+    Attributes:
+        batches: batches of the evaluated set, without augmentation.
+        classes: names in the order of the labels.
+        paths: file of each image, where images come from files.
+        output: folder for files the evaluator writes.
+    """
+
+    batches: Iterable[Batch]
+    classes: tuple[str, ...]
+    paths: list[str] | None = None
+    output: Path | None = None
+
+
+class Evaluator:
+    """``(network, data) -> Evaluation``.
+
+    Class attributes:
+        reads: ``labelled`` for the test set of the data module; ``unlabelled`` for any folder of images.
+    """
+
+    reads: ClassVar[Literal["labelled", "unlabelled"]] = "labelled"
+
+    def __call__(self, network: Network, data: EvaluationData) -> Evaluation:
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(network, data)")
+
+
+def device_of(network: torch.nn.Module) -> torch.device:
+    """Where a network's tensors are."""
+    tensor: Any = next(network.parameters(), None)
+    return torch.device("cpu") if tensor is None else tensor.device

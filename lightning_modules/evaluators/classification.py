@@ -1,0 +1,96 @@
+"""Accuracy, loss, confusion and the most confident mistakes."""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from kernels.batch import Batch
+from lightning_modules.evaluators.base import EvaluationData, Evaluator, device_of
+from lightning_modules.evaluators.result import Evaluation, Mistake
+from lightning_modules.network import Network
+from lightning_modules.precision import at_least_float32
+
+
+class ClassificationEvaluator(Evaluator):
+    """Top-1 and top-5 accuracy, cross-entropy, confusion matrix, per-class accuracy.
+
+    Args:
+        num_mistakes: how many of the most confident mistakes are kept as pictures.
+    """
+
+    def __init__(self, *, num_mistakes: int = 24) -> None:
+        self.num_mistakes = num_mistakes
+
+    @torch.inference_mode()
+    def __call__(self, network: Network, data: EvaluationData) -> Evaluation:
+        """Evaluate in eval mode; the network's mode is put back afterwards.
+
+        Raises:
+            ValueError: more classes in the data than the head knows, or no data.
+        """
+        device, was_training = device_of(network), network.training
+        network.eval()
+        classes = len(data.classes)
+        confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        mistakes: list[tuple[float, int, Mistake]] = []
+        for batch in data.batches:
+            batch = batch.to(device)
+            logits_BC = at_least_float32(network(batch.image).logits)
+            if logits_BC.shape[1] != classes:
+                raise ValueError(
+                    f"the network has {logits_BC.shape[1]} classes and the data {classes}; evaluate it on the data it "
+                    "was trained for, or train a new head"
+                )
+            predicted_B = logits_BC.argmax(1)
+            confusion += torch.bincount(batch.label * classes + predicted_B, minlength=classes * classes)
+            top5 = logits_BC.topk(min(5, classes)).indices.eq(batch.label[:, None]).any(1).sum()
+            sums += torch.stack([cross_entropy(logits_BC, batch.label, reduction="sum").double(), top5.double()])
+            self._keep_mistakes(mistakes, batch, logits_BC, predicted_B, data.classes)
+        network.train(was_training)
+        matrix = confusion.view(classes, classes).cpu().numpy()
+        total = int(matrix.sum())
+        if total == 0:
+            raise ValueError("there is no image to evaluate; check data.root and data.limit_test")
+        loss, top5 = sums.tolist()
+        metrics = {"accuracy": float(matrix.trace()) / total, "top5_accuracy": top5 / total, "loss": loss / total}
+        return Evaluation(
+            metrics={**metrics, "images": total},
+            confusion=matrix,
+            classes=list(data.classes),
+            mistakes=[mistake for _, _, mistake in sorted(mistakes, key=lambda item: (-item[0], item[1]))],
+        )
+
+    def _keep_mistakes(
+        self,
+        kept: list[tuple[float, int, Mistake]],
+        batch: Batch,
+        logits_BC: Tensor,
+        predicted_B: Tensor,
+        classes: tuple[str, ...],
+    ) -> None:
+        """Merge this batch's most confident mistakes into the heap of the best ``num_mistakes``."""
+        confidence_B = logits_BC.softmax(1).amax(1).masked_fill(predicted_B == batch.label, -1.0)
+        values, positions = confidence_B.topk(min(self.num_mistakes, len(batch)))
+        for value, position in zip(values.tolist(), positions.tolist(), strict=True):
+            if value < 0 or (len(kept) == self.num_mistakes and value <= kept[0][0]):
+                break
+            mistake = Mistake(
+                picture=_picture(batch.image[position]),
+                true=classes[int(batch.label[position])],
+                predicted=classes[int(predicted_B[position])],
+                confidence=value,
+                index=int(batch.index[position]),
+            )
+            push = heapq.heappush if len(kept) < self.num_mistakes else heapq.heapreplace
+            push(kept, (value, -mistake.index, mistake))
+
+
+def _picture(image_3HW: Tensor) -> np.ndarray:
+    pixels = image_3HW.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    return pixels.permute(1, 2, 0).cpu().numpy()

@@ -1,0 +1,1 @@
+"""Heads: pooled features to the fields of an ``Output``."""

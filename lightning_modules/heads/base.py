@@ -1,0 +1,35 @@
+"""The contract of a head."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kernels.batch import Output
+from lightning_modules.part import Part
+
+
+class Head(Part):
+    """``(features [B, D], label) -> Output`` with ``features`` and ``logits`` and/or ``embedding`` set.
+
+    Args:
+        in_features: D, from the backbone.
+        num_classes: C, from the data.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__()
+        if in_features < 1 or num_classes < 1:
+            raise ValueError(
+                f"{type(self).__name__}(in_features={in_features}, num_classes={num_classes}): both must be at least 1"
+            )
+        self.in_features, self.num_classes = in_features, num_classes
+
+    def forward(self, features_BD: Tensor, label: Tensor | None = None) -> Output:
+        """Only margin heads read ``label`` (``[B]``, and only in training); others ignore it."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(features_BD, label)")
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, num_classes={self.num_classes}"

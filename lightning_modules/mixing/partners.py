@@ -1,0 +1,40 @@
+"""What mixup and CutMix share: the draw of a ratio, the partner, and the label."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from timm.data.mixup import mixup_target
+
+from kernels.batch import Batch, Step
+
+
+class Pairing:
+    """Draws one ratio a batch as a function of (seed, update) and mixes labels with the reversed batch.
+
+    Raises:
+        ValueError: alpha not positive, prob outside [0, 1].
+    """
+
+    def __init__(self, alpha: float, prob: float) -> None:
+        if not alpha > 0:
+            raise ValueError(f"alpha must be positive, got {alpha}; to switch mixing off use ~mixing")
+        if not 0.0 <= prob <= 1.0:
+            raise ValueError(f"prob must lie in [0, 1], got {prob}")
+        self.alpha, self.prob = alpha, prob
+
+    def draw(self, step: Step) -> tuple[float, np.random.Generator]:
+        """The share of a sample itself in the mixture (1 for an unmixed batch), and the generator to go on with."""
+        generator = np.random.Generator(np.random.Philox(key=[step.seed, step.update]))
+        mixed = generator.random() < self.prob
+        ratio = float(generator.beta(self.alpha, self.alpha)) if mixed else 1.0
+        return ratio, generator
+
+    def soft_labels(self, batch: Batch, ratio: float, num_classes: int) -> Batch:
+        """The batch with labels ``[B, C]``, its partners and the ratio as fields."""
+        size = len(batch)
+        return batch.replace(
+            label=mixup_target(batch.label, num_classes, ratio, 0.0),
+            partner=torch.arange(size - 1, -1, -1, device=batch.image.device),
+            ratio=torch.full((size,), ratio, device=batch.image.device),
+        )

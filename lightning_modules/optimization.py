@@ -1,0 +1,134 @@
+"""Optimizer and learning-rate schedule from timm's factories."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import timm.optim
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from timm.scheduler.wsd_lr import WSDLRScheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_modules.names import unknown_name
+
+Group = dict[str, Any]
+
+
+def create_optimizer(
+    network: nn.Module,
+    parts: nn.Module | None = None,
+    *,
+    name: str,
+    lr: float,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+    layer_decay: float | None = None,
+    decay_norm_and_bias: bool = False,
+    kwargs: dict | None = None,
+) -> Optimizer:
+    """Any optimizer of timm over the network and the trained modules of its parts.
+
+    Args:
+        network: a ``Network`` with ``backbone`` and ``head``.
+        parts: modules owned by parts (projectors); their trainable parameters get a group of their own.
+        name: a name of ``timm.optim.list_optimizers()``.
+        lr: base learning rate.
+        weight_decay: in the units of the optimizer (coupled for SGD, decoupled for AdamW).
+        momentum: for those that take one.
+        layer_decay: factor of the learning rate from each layer of the backbone to the one below; the head keeps
+            ``lr`` (Bao et al. 2022, BEiT, arXiv 2106.08254).
+        decay_norm_and_bias: weight decay also on norm weights and biases, which is off by default.
+        kwargs: further arguments of the optimizer, by its own names.
+
+    Raises:
+        ValueError: unknown name, or nothing to train.
+    """
+    if name.lower() not in timm.optim.list_optimizers():
+        raise ValueError(unknown_name("optimizer.name", name, timm.optim.list_optimizers()))
+    groups = parameter_groups(network, parts, weight_decay, layer_decay, decay_norm_and_bias)
+    if not any(group["params"] for group in groups):
+        raise ValueError("no parameter requires a gradient; set backbone.freeze=false or give the head parameters")
+    return timm.optim.create_optimizer_v2(
+        groups, opt=name, lr=lr, weight_decay=weight_decay, momentum=momentum, **(kwargs or {})
+    )
+
+
+def parameter_groups(
+    network: nn.Module,
+    parts: nn.Module | None,
+    weight_decay: float,
+    layer_decay: float | None,
+    decay_norm_and_bias: bool,
+) -> list[Group]:
+    """Groups with weight decay on matrices only, and a learning-rate scale for each depth where asked."""
+    backbone, others = network.backbone, [network.head] + ([parts] if parts is not None else [])
+    assert isinstance(backbone, nn.Module)
+    skip = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else set()
+    if layer_decay is not None:
+        groups = param_groups_layer_decay(
+            backbone, weight_decay=weight_decay, no_weight_decay_list=skip, layer_decay=layer_decay
+        )
+        for group in groups:  # the head, not the last layer of the backbone, is the top
+            group["lr_scale"] *= layer_decay
+    else:
+        groups = param_groups_weight_decay(backbone, weight_decay=weight_decay, no_weight_decay_list=skip)
+    for module in others:
+        assert isinstance(module, nn.Module)
+        groups += param_groups_weight_decay(module, weight_decay=weight_decay)
+    if decay_norm_and_bias:
+        groups = [{**group, "weight_decay": weight_decay} for group in groups]
+    return [group for group in groups if group["params"]]
+
+
+def create_schedule(
+    optimizer: Optimizer,
+    total_updates: int,
+    *,
+    name: Literal["cosine", "step", "wsd", "constant"] = "cosine",
+    warmup_fraction: float = 0.0,
+    min_lr: float = 0.0,
+    milestones: list[float] | None = None,
+    decay_rate: float = 0.1,
+    decay_fraction: float = 0.1,
+) -> Scheduler:
+    """A schedule that depends on the share of the run that is done, so that it scales with ``trainer.max_epochs``.
+
+    ``schedule.step_update(u)`` sets the learning rate of update u (0-based): a function of u and nothing else.
+
+    Args:
+        optimizer: whose groups it drives.
+        total_updates: of the whole run.
+        name: cosine to ``min_lr``; step at ``milestones``; wsd (warm up, stay, decay over the last share); constant.
+        warmup_fraction: share of the run with a linear warm-up from ``lr / (warmup updates + 1)``.
+        min_lr: where cosine and wsd end.
+        milestones: shares of the run after which the rate is multiplied by ``decay_rate`` (step only).
+        decay_rate: for step.
+        decay_fraction: share of the run that decays (wsd only).
+
+    Raises:
+        ValueError: a share outside [0, 1].
+    """
+    shares = {"warmup_fraction": warmup_fraction, "decay_fraction": decay_fraction}
+    shares |= {f"milestones[{i}]": value for i, value in enumerate(milestones or [])}
+    wrong = [f"{key}={value}" for key, value in shares.items() if not 0.0 <= value <= 1.0]
+    if wrong:
+        raise ValueError(f"shares of the run lie in [0, 1], got {', '.join(wrong)}")
+    warmup = round(warmup_fraction * total_updates)
+    common: Group = {
+        "warmup_t": warmup,
+        "warmup_lr_init": optimizer.param_groups[0]["lr"] / (warmup + 1),
+        "t_in_epochs": False,
+    }
+    if name == "cosine":
+        return CosineLRScheduler(
+            optimizer, max(total_updates - warmup, 1), lr_min=min_lr, warmup_prefix=True, **common
+        )
+    if name == "wsd":
+        decay = max(round(decay_fraction * total_updates), 1)
+        return WSDLRScheduler(optimizer, max(total_updates - warmup, decay), lr_min=min_lr, decay_t=decay, **common)
+    # timm applies milestone m at t = m - 1, hence the + 1
+    steps = [round(share * total_updates) + 1 for share in (milestones or [0.5, 0.75])] if name == "step" else []
+    return MultiStepLRScheduler(optimizer, steps, decay_rate=decay_rate, warmup_prefix=False, **common)

@@ -1,0 +1,130 @@
+"""The contracts of the parts a task is composed of.
+
+A part is an ``nn.Module`` so that its state travels with ``state_dict`` and its tensors with ``.to(device)``.
+Keyword-only arguments of its constructor are its configuration (the keys of its YAML); positional ones are given by
+whoever builds it. Every part works in a plain PyTorch loop: call ``setup`` once, then the part itself each step and
+``commit`` after each successful update.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from kernels.batch import Batch, Output, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Facts about the run that a part may need before the first batch."""
+
+    num_classes: int
+    num_train: int
+    max_epochs: int
+    steps_per_epoch: int
+    network: nn.Module
+    seed: int = 0
+
+
+class Part(nn.Module):
+    """What every kind of part shares.
+
+    Class attributes:
+        needs: what must be present: ``hard_labels``, ``index``, ``logits``, ``embedding``, ``attack``, ``teacher``.
+        does: what the part does to the rest: ``mixes_labels``, ``doubles_forward``, ...
+        refuses: effects of other parts that make this one meaningless, each with the mathematical reason.
+        views: the images this part reads; each is forwarded once however many parts ask for it.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    does: ClassVar[frozenset[str]] = frozenset()
+    refuses: ClassVar[dict[str, str]] = {}
+    views: ClassVar[tuple[str, ...]] = ()
+
+    def setup(self, context: Context) -> None:
+        """Allocate state and refuse settings that cannot work; called once, before the optimizer exists."""
+
+    def commit(self, outputs: dict[str, Output], batch: Batch, step: Step) -> None:
+        """Write state after a successful update; ``outputs`` are detached."""
+
+    def end_epoch(self) -> dict[str, float]:
+        """Diagnostics of the epoch that just ended, by name; resets their sums. The only host read of a part."""
+        return {}
+
+    def report(self) -> dict[str, float]:
+        """What the part did over the whole run, for results.json."""
+        return {}
+
+    def acted(self) -> bool:
+        """Whether the part ever had an effect in this run; one that was asked for and never acted ends it with an error."""
+        return True
+
+
+class Loss(Part):
+    """``(outputs, batch, step) -> {name: [B]}``, per sample unless ``per_sample`` is False."""
+
+    views = ("main",)
+    per_sample: ClassVar[bool] = True
+
+    def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> dict[str, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__} must define forward(outputs, batch, step)")
+
+
+class Regularizer(Part):
+    """``(outputs, batch, step) -> [B] or scalar``, already weighted; None while it is off, which costs nothing."""
+
+    views = ("main",)
+
+    def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> Tensor | None:
+        raise NotImplementedError(f"{type(self).__name__} must define forward(outputs, batch, step)")
+
+
+class Mixing(Part):
+    """Mixes samples: ``mix_batch`` draws partners and mixes labels (and images when ``at`` is ``input``);
+    ``mix_map`` mixes the unpooled feature map when ``at`` is ``feature_map``."""
+
+    at: ClassVar[str] = "input"
+    does = frozenset({"mixes_labels"})
+
+    def mix_batch(self, batch: Batch, step: Step) -> Batch:
+        raise NotImplementedError(f"{type(self).__name__} must define mix_batch(batch, step)")
+
+    def mix_map(self, feature_map: Tensor, batch: Batch, step: Step) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} mixes at {self.at}, not in a feature map")
+
+
+class Attack(Part):
+    """``(batch, step) -> batch`` with adversarial ``image`` and the original in ``clean_image``."""
+
+    does = frozenset({"attacks"})
+
+    def forward(self, batch: Batch, step: Step) -> Batch:
+        raise NotImplementedError(f"{type(self).__name__} must define forward(batch, step)")
+
+
+class Teacher(Part):
+    """``(batch, step) -> Output`` of frozen networks or a cache; fills the ``teacher`` view."""
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, step: Step) -> Output:
+        raise NotImplementedError(f"{type(self).__name__} must define forward(batch, step)")
+
+
+class Reweighting(Part):
+    """``(loss_B, outputs, batch, step) -> [B]`` detached coefficients for the loss term named ``term`` (None: the first).
+
+    The other terms keep the uniform mean.
+
+    They sum to what the paper says over the global batch; uniform is ``1 / step.batch_size``. With
+    ``needs_all_losses`` the step first collects the term of every micro-batch without gradient and calls
+    the part once on the whole update.
+    """
+
+    needs_all_losses: ClassVar[bool] = False
+    term: str | None = None
+
+    def forward(self, loss_B: Tensor, outputs: dict[str, Output], batch: Batch, step: Step) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define forward(loss_B, outputs, batch, step)")

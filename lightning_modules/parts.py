@@ -1,0 +1,116 @@
+"""The parts of one task, as one module, and the rules of their composition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from kernels.batch import Batch, Output, Step
+from lightning_modules.gradients.base import Gradient
+from lightning_modules.gradients.sum import Sum
+from lightning_modules.part import Attack, Context, Loss, Mixing, Part, Regularizer, Reweighting, Teacher
+from lightning_modules.reweightings.uniform import Uniform
+
+
+class Parts(nn.Module):
+    """Loss, regularizers and the optional seats, refused when they contradict each other.
+
+    Args:
+        loss: the loss.
+        regularizers: by name.
+        mixing, attack, teacher: None where the seat is empty.
+        reweighting: uniform by default.
+        gradient: the sum by default.
+
+    Raises:
+        ValueError: two parts that cannot work together, with the reason.
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        regularizers: Mapping[str, Regularizer] | None = None,
+        mixing: Mixing | None = None,
+        attack: Attack | None = None,
+        teacher: Teacher | None = None,
+        reweighting: Reweighting | None = None,
+        gradient: Gradient | None = None,
+    ) -> None:
+        super().__init__()
+        self.loss = loss
+        self.regularizers = nn.ModuleDict(dict(regularizers or {}))
+        self.mixing, self.attack, self.teacher = mixing, attack, teacher
+        self.reweighting = reweighting or Uniform()
+        self.gradient = gradient or Sum()
+        check_composition(self)
+        self.views = tuple(dict.fromkeys(view for _, part in self.named() for view in part.views))
+
+    def named(self) -> Iterator[tuple[str, Part]]:
+        """Every part with the name a user knows it by."""
+        for kind in ("mixing", "attack", "teacher", "loss", "reweighting", "gradient"):
+            part = getattr(self, kind)
+            if part is not None:
+                yield kind, part
+        for name, part in self.regularizers.items():
+            yield name, part  # type: ignore[misc]
+
+    def setup(self, context: Context) -> None:
+        """Let every part allocate its state."""
+        for _, part in self.named():
+            part.setup(context)
+
+    @torch.no_grad()
+    def commit(self, outputs: dict[str, Output], batch: Batch, step: Step) -> None:
+        """Let every part write its state, after a successful update."""
+        for _, part in self.named():
+            part.commit(outputs, batch, step)
+
+    def end_epoch(self) -> dict[str, float]:
+        """Diagnostics of every part, as ``kind/name``-prefixed columns."""
+        columns: dict[str, float] = {}
+        for name, part in self.named():
+            prefix = f"regularizer/{name}" if name in self.regularizers else name
+            columns |= {f"{prefix}/{key}": value for key, value in part.end_epoch().items()}
+        return columns
+
+    def report(self) -> dict[str, dict[str, float]]:
+        """What each part did over the run, where it has something to say."""
+        return {name: report for name, part in self.named() if (report := part.report())}
+
+    def idle(self) -> list[str]:
+        """Names of parts that never acted."""
+        return [name for name, part in self.named() if not part.acted()]
+
+
+def check_composition(parts: Parts) -> None:
+    """Refuse pairs of parts that contradict each other, all problems at once."""
+    named = list(parts.named())
+    effects = {effect: name for name, part in named for effect in part.does}
+    problems = []
+    for name, part in named:
+        for effect, reason in part.refuses.items():
+            if effect in effects:
+                problems.append(f"{name} cannot be combined with {effects[effect]}: {reason}")
+        problems += [f"{name} needs {need}: {_HOW[need]}" for need in sorted(part.needs) if _missing(need, parts)]
+        for view in part.views:
+            if view == "adversarial" and parts.attack is None:
+                problems.append(f"{name} reads the adversarial view, and there is no attack")
+    if not parts.loss.per_sample and type(parts.reweighting) is not Uniform:
+        problems.append(
+            f"reweighting needs per-sample losses, and {type(parts.loss).__name__} is defined on pairs or batches; "
+            "remove it with ~reweighting"
+        )
+    if problems:
+        raise ValueError("these parts cannot work together:\n- " + "\n- ".join(problems))
+
+
+_HOW = {
+    "attack": "add one with attack=NAME",
+    "teacher": "add one with teacher=NAME",
+}
+
+
+def _missing(need: str, parts: Parts) -> bool:
+    return (need == "attack" and parts.attack is None) or (need == "teacher" and parts.teacher is None)

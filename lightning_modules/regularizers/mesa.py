@@ -1,0 +1,105 @@
+"""MESA: memory-efficient sharpness-aware training.
+
+Du, Zhou, Feng, Tan, Zhou. "Sharpness-Aware Training for Free". NeurIPS 2022, arXiv 2205.14083.
+Official code: AngusDujw/SAF. Departures, with their reasons, are listed in docs/saf.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from kernels.batch import Batch, Output, Step
+from kernels.trajectory import trajectory_kl
+from lightning_modules.part import Context, Regularizer
+from lightning_modules.regularizers.activity import Activity
+from lightning_modules.regularizers.schedule import EpochWindow
+
+
+class MESA(Regularizer):
+    """``weight * tau^2 * KL(EMA network || network)`` on the same images, for each sample.
+
+    The teacher is an exponential moving average of every parameter and floating buffer (norm statistics included),
+    started as a copy: ``v <- decay * v + (1 - decay) * theta`` after every update. It predicts in eval mode without
+    gradient, so its norm statistics change only through the average. It sees the very images of the network, mixed or
+    attacked ones included.
+
+    Args:
+        weight: lambda; 0.8 in the official README (0.3 is a script default).
+        temperature: tau.
+        decay: beta; official default 0.9998.
+        start_epoch: the term is on for ``start_epoch < epoch < end_epoch``, 0-based, both strict. A float in (0, 1) is
+            a share of the run. The average runs from the first update on.
+        end_epoch: None for the end of the run.
+        scale_tau2: multiply by tau^2 as the official code does.
+    """
+
+    needs = frozenset({"logits"})
+    does = frozenset({"extra_forward"})
+
+    def __init__(
+        self,
+        *,
+        weight: float = 0.8,
+        temperature: float = 5.0,
+        decay: float = 0.9998,
+        start_epoch: int | float = 5,
+        end_epoch: int | float | None = None,
+        scale_tau2: bool = True,
+    ) -> None:
+        super().__init__()
+        if weight < 0:
+            raise ValueError(f"weight must not be negative, got {weight}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        if not 0.0 <= decay <= 1.0:
+            raise ValueError(f"decay must lie in [0, 1], got {decay}")
+        self.weight, self.temperature, self.decay, self.scale_tau2 = weight, temperature, decay, scale_tau2
+        self.window = EpochWindow("MESA", start_epoch, end_epoch)
+        self.average: ModelEmaV3 | None = None
+        self.activity = Activity()
+
+    def setup(self, context: Context) -> None:
+        """Copy the network and refuse a schedule in which the term can never be on."""
+        if self.weight > 0:
+            self.window.resolve(context.max_epochs)
+            self.average = ModelEmaV3(context.network, decay=self.decay)
+            self.average.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> MESA:
+        """The teacher stays in eval mode."""
+        super().train(mode)
+        if self.average is not None:
+            self.average.eval()
+        return self
+
+    def active(self, epoch: int) -> bool:
+        """Whether the term is on in this epoch."""
+        return self.weight > 0 and epoch in self.window
+
+    def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> Tensor | None:
+        if self.average is None or not self.active(step.epoch):
+            return None
+        with torch.no_grad():
+            past_BC = self.average(batch.image).logits
+        kl_B = trajectory_kl(outputs["main"].logits, past_BC, self.temperature, scale=self.scale_tau2)
+        self.activity.count(kl_B.detach())
+        return self.weight * kl_B
+
+    def commit(self, outputs: dict[str, Output], batch: Batch, step: Step) -> None:
+        """Move the average towards the updated network."""
+        if self.average is not None:
+            self.activity.commit(step.epoch)
+            self.average.update(step.network)
+
+    def end_epoch(self) -> dict[str, float]:
+        """Mean divergence over the epoch."""
+        diagnostics = self.activity.read("trajectory_kl", "share")
+        return {"trajectory_kl": diagnostics["trajectory_kl"]}
+
+    def report(self) -> dict[str, float]:
+        return self.activity.report()
+
+    def acted(self) -> bool:
+        return self.weight == 0 or self.activity.acted()

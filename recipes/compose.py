@@ -1,0 +1,72 @@
+"""Words of the command line -> one plain, validated configuration. Imports Hydra and OmegaConf, never torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recipes.catalogue import CONFIGS, LIST_GROUPS
+from recipes.overrides import SEATS, Overrides
+from recipes.validate import ConfigError, is_part, problems_of
+
+
+def compose_config(words: Sequence[str], root: str = "train", target: str = "recipes.assemble.assemble") -> dict[str, Any]:
+    """Compose and validate.
+
+    Args:
+        words: ``key=value`` words of the command line.
+        root: file under configs/ that lists the groups.
+        target: whose signature the root is.
+
+    Returns:
+        A plain dict that nothing else holds a reference to.
+
+    Raises:
+        ConfigError: every problem that was found.
+    """
+    overrides = Overrides(words, root)
+    if overrides.recipe is None and root == "train":
+        raise ConfigError(overrides.problems)
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = OmegaConf.to_container(compose(root, overrides=overrides.words), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError([*overrides.problems, _first_line(error)]) from error
+    assert isinstance(config, dict)
+    if overrides.recipe is not None:
+        config["recipe"] = overrides.recipe
+    problems = overrides.problems + _absent_parts(config) + problems_of(config, target)
+    if problems:
+        raise ConfigError(problems)
+    return config  # type: ignore[return-value]
+
+
+def to_yaml(config: dict[str, Any]) -> str:
+    """The configuration as YAML text."""
+    return OmegaConf.to_yaml(OmegaConf.create(config))
+
+
+def _absent_parts(config: dict[Any, Any]) -> list[str]:
+    """Keys of parts that were never chosen; taken out, so that they are named once and in these words."""
+    problems = []
+    for group, node in config.items():
+        if isinstance(node, dict) and group in LIST_GROUPS:
+            for name in [name for name, part in node.items() if not is_part(part)]:
+                problems.append(f"{group}.{name} is not part of this configuration; add it with +{group}={name}")
+                del node[name]
+        elif group in SEATS and isinstance(node, dict) and node and not is_part(node):
+            problems.append(f"{group}.{next(iter(node))}: no {group} is chosen; choose one with {group}=NAME")
+            config[group] = None
+        elif group in LIST_GROUPS and node is None:
+            config[group] = {}
+    return problems
+
+
+def _first_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error)).strip()

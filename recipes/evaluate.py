@@ -1,0 +1,140 @@
+"""Evaluation of a checkpoint, without a trainer."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recipes.compose import compose_config
+from recipes.validate import TARGET, ConfigError, problems_of
+
+Part = dict[str, Any]
+
+
+def configure(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The configuration of an evaluation, and the words that change the data of the checkpoint's own recipe."""
+    replaced = any(word.startswith("data=") for word in words)
+    data_words = [] if replaced else [word for word in words if word.startswith("data.")]
+    rest = [word for word in words if word not in data_words]
+    return compose_config(rest, root="evaluate", target="recipes.evaluate.evaluate_checkpoint"), data_words
+
+
+def evaluate_checkpoint(
+    data_words: Sequence[str] = (),
+    *,
+    checkpoint: str,
+    evaluator: dict[str, Part],
+    data: Part | None = None,
+    output: str | None = None,
+    device: str = "auto",
+) -> dict[str, dict[str, float]]:
+    """Rebuild the network of a checkpoint and run evaluators on it.
+
+    Args:
+        data_words: ``data.key=value`` words applied to the data of the checkpoint's recipe.
+        checkpoint: a file, or a run directory.
+        evaluator: parts by name.
+        data: another data module than the recipe's.
+        output: folder for the files evaluators write.
+        device: auto, cpu, cuda, ...
+
+    Returns:
+        Metrics of each evaluator; also written to results.json in the output folder.
+
+    Raises:
+        ConfigError: a checkpoint or data that cannot be used, with the reason.
+    """
+    import torch
+
+    from recipes.assemble import make, rebuild_network
+    from recipes.checkpoint import load_checkpoint
+    from recipes.directory import write_json
+
+    try:
+        content = load_checkpoint(checkpoint)
+        config = stored_config(content)
+        node = data or change_data(config["data"], data_words, evaluators=evaluator)
+        chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        network = rebuild_network(config, len(content["classes"]), content["network"]).to(chosen).eval()
+        folder = _output_folder(checkpoint, output)
+        results: dict[str, dict[str, float]] = {}
+        for name, part in evaluator.items():
+            run = make(part)
+            source = _source(run.reads, node, data_words, content, make, folder, config["seed"])
+            results[name] = run(network, source).metrics
+            _print(name, results[name])
+    except (ValueError, FileNotFoundError) as error:
+        raise error if isinstance(error, ConfigError) else ConfigError([str(error)]) from error
+    write_json(folder / "results.json", results)
+    print(folder)
+    return results
+
+
+def stored_config(content: dict[str, Any]) -> dict[str, Any]:
+    """The configuration a checkpoint holds as YAML text, as a plain dict."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.to_container(OmegaConf.create(content["config"]), resolve=False)
+    assert isinstance(config, dict)
+    return config  # type: ignore[return-value]
+
+
+def change_data(node: Part, words: Sequence[str], evaluators: dict[str, Part] | None = None) -> Part:
+    """A copy of the data part with ``data.key=value`` words applied and checked."""
+    from omegaconf import OmegaConf
+
+    changed = copy.deepcopy(node)
+    dotted = [word.removeprefix("data.") for word in words]
+    merged = OmegaConf.to_container(OmegaConf.merge(changed, OmegaConf.from_dotlist(dotted)))
+    assert isinstance(merged, dict)
+    if set(evaluators or {}) != {"predict"} and (problems := problems_of(merged, node[TARGET], "data")):  # type: ignore[arg-type]
+        raise ConfigError(problems)
+    return merged  # type: ignore[return-value]
+
+
+def _source(
+    reads: str, node: Part, words: Sequence[str], content: dict[str, Any], make: Any, folder: Path, seed: int
+) -> Any:
+    """Labelled: the test part of the data module. Unlabelled: every image below ``data.root``."""
+    from lightning_modules.evaluators.base import EvaluationData
+
+    classes = tuple(content["classes"])
+    if reads == "unlabelled":
+        from datamodules.unlabelled import Unlabelled
+
+        if not any(word.startswith("data.root=") for word in words):
+            raise ConfigError(["data.root must be given: data.root=FOLDER with the images to predict"])
+        keys = {key: node[key] for key in ("root", "eval_batch_size", "num_workers") if key in node}
+        images = Unlabelled(content["preprocessing"], **keys)
+        return EvaluationData(images.dataloader(), classes, paths=images.paths, output=folder)
+    module = make(node, seed)
+    module.setup()
+    if tuple(module.classes) != classes:
+        raise ConfigError([_class_difference(classes, tuple(module.classes))])
+    return EvaluationData(module.test_dataloader(), classes, output=folder)
+
+
+def _class_difference(trained: tuple[str, ...], found: tuple[str, ...]) -> str:
+    if len(trained) != len(found):
+        return f"the checkpoint was trained for {len(trained)} classes, the data has {len(found)}"
+    pair = next((a, b) for a, b in zip(trained, found, strict=True) if a != b)
+    return f"class names differ from those of the checkpoint: {pair[0]!r} there, {pair[1]!r} in the data at the same place"
+
+
+def _output_folder(checkpoint: str, output: str | None) -> Path:
+    path = Path(checkpoint)
+    run = path if path.is_dir() else path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    folder = Path(output) if output else run / "evaluations" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    number, first = 2, folder
+    while folder.exists():
+        folder, number = first.with_name(f"{first.name}_{number}"), number + 1
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _print(name: str, metrics: dict[str, float]) -> None:
+    shown = ", ".join(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in metrics.items())
+    print(f"{name}: {shown}", flush=True)

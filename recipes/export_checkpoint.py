@@ -1,0 +1,60 @@
+"""``export.py``: a checkpoint becomes a file that others can load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from recipes.validate import ConfigError
+
+
+def export_checkpoint(*, checkpoint: str, format: Literal["timm"] = "timm", output: str | None = None) -> list[Path]:
+    """Write the evaluated network of a checkpoint, checked against itself on real images before it is kept.
+
+    Args:
+        checkpoint: a file, or a run directory.
+        format: timm: safetensors in timm's key names, with classes and preprocessing in the metadata.
+        output: the file; None writes RUN/export/RECIPE.safetensors.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ConfigError: a checkpoint that cannot be read, an existing output, or a file that differs from the network.
+    """
+    from recipes.assemble import make, rebuild_network
+    from recipes.checkpoint import load_checkpoint
+    from recipes.evaluate import stored_config
+    from recipes.export import export_safetensors
+
+    try:
+        content = load_checkpoint(checkpoint)
+        config = stored_config(content)
+        network = rebuild_network(config, len(content["classes"]), content["network"]).eval()
+        path = Path(output) if output else _default_path(checkpoint, config["recipe"])
+        if path.exists():
+            raise FileExistsError(f"{path} exists and is not overwritten; choose another output=")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = make({**config["data"], "num_workers": 0}, config["seed"])
+        data.setup()
+        written = export_safetensors(
+            network,
+            path,
+            name=network.backbone_name,
+            kwargs=network.backbone_kwargs,
+            in_channels=network.in_channels,
+            classes=content["classes"],
+            preprocessing=content["preprocessing"],
+            sample_images=next(iter(data.test_dataloader())).image[:16],
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        raise error if isinstance(error, ConfigError) else ConfigError([str(error)]) from error
+    for file in written:
+        print(file)
+    return written
+
+
+def _default_path(checkpoint: str, recipe: str) -> Path:
+    path = Path(checkpoint)
+    run = path if path.is_dir() else path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return run / "export" / f"{recipe}.safetensors"

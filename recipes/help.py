@@ -1,0 +1,51 @@
+"""The text of ``--help``: every recipe with one line each, and every part that can be swapped."""
+
+from __future__ import annotations
+
+from recipes.catalogue import LIST_GROUPS, groups, header, options
+
+EXAMPLES = {
+    "train.py": """usage: python train.py [recipe=NAME] [key=value ...] [-m]
+
+  python train.py                                     trains recipe=grocery_saf on the embedded photographs
+  python train.py recipe=cifar_saf data.root=FOLDER   another recipe, another place for its data
+  python train.py backbone=resnet50 head=cosine optimizer=adamp     swap parts; backbone takes any timm name
+  python train.py +regularizer=mesa                   append to the recipe's parts; ~mixing removes
+  python train.py trainer.max_epochs=10 seed=1 name=trial
+  python train.py -m seed=0,1,2                       one run for each
+  python train.py ... --config                        print the resolved configuration and stop""",
+    "evaluate.py": """usage: python evaluate.py checkpoint=PATH [evaluator=NAME] [key=value ...]
+
+  python evaluate.py checkpoint=runs/R/N/checkpoints/best.ckpt                    the test set of its recipe
+  python evaluate.py checkpoint=PATH data.root=FOLDER                             the same data from another place
+  python evaluate.py checkpoint=PATH evaluator=predict data.root=FOLDER           predictions.csv for unlabelled images""",
+    "export.py": """usage: python export.py checkpoint=PATH [format=timm] [output=PATH]
+
+  python export.py checkpoint=runs/R/N/checkpoints/best.ckpt        a safetensors file that timm loads""",
+}
+
+
+def help_text(program: str) -> str:
+    """Usage, recipes and groups."""
+    return "\n\n".join([EXAMPLES[program], *([_recipes(), _groups()] if program == "train.py" else [])])
+
+
+def _recipes() -> str:
+    rows = [(name, header(name)) for name in options("recipe")]
+    width = max(len(name) for name, _ in rows)
+    lines = [
+        f"  {name:<{width}}  {fields.get('what', '')} | {fields.get('data', '')} | {fields.get('expect', '')} | "
+        f"{fields.get('cost', '')}"
+        for name, fields in rows
+    ]
+    return "\n".join(["recipes (what | data | expected | cost):", *lines])
+
+
+def _groups() -> str:
+    lines = []
+    for group in groups():
+        if group != "recipe":
+            several = " (several: [A,B])" if group in LIST_GROUPS else ""
+            more = ", any timm model name" if group == "backbone" else ""
+            lines.append(f"  {group + several:<28} {', '.join(options(group))}{more}")
+    return "\n".join(["parts:", *lines])

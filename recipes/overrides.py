@@ -1,0 +1,152 @@
+"""The command line's words: checked one by one, all problems collected, and turned into what Hydra understands.
+
+    key=value                    one value
+    group=NAME                   choose a part          group=[A,B]   several, where a group holds several
+    +regularizer=[mesa,nd]       append to the recipe's
+    ~attack                      remove
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from lightning_modules.names import unknown_name
+from recipes.catalogue import CONFIGS, LIST_GROUPS, is_backbone, options
+
+SPELLINGS = (
+    "write key=value, group=NAME, group=[A,B] where a group holds several parts, +regularizer=[A,B] to append to the "
+    "recipe's, ~group to remove"
+)
+SEATS = ("surgery", "attack", "teacher", "gradient", "reweighting", "mixing")
+
+
+class Overrides:
+    """Parses words into Hydra overrides and problems.
+
+    Attributes:
+        problems: messages about words that cannot be used.
+        recipe: the chosen recipe, None when its name is wrong.
+        words: Hydra overrides that can be composed.
+    """
+
+    def __init__(self, words: Sequence[str], root: str = "train") -> None:
+        self.root, self.problems = root, list[str]()
+        defaults = root_defaults(root)
+        self.recipe: str | None = defaults.get("recipe")
+        self._groups: dict[str, Any] = {}
+        self._keys: list[str] = []
+        parsed = [override for word in words if (override := self._parse(word)) is not None]
+        for override in sorted(parsed, key=lambda o: o.key_or_group != "recipe"):
+            self._read(override, defaults)
+
+    @property
+    def words(self) -> list[str]:
+        groups = [f"{name}={_spell(value)}" for name, value in self._groups.items()]
+        return groups + self._keys
+
+    def _parse(self, word: str) -> Override | None:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException:
+            self.problems.append(f"cannot read {word!r}: {SPELLINGS}")
+            return None
+        if override.is_sweep_override():
+            self.problems.append(
+                f"{word!r} names several values: for several parts write {override.key_or_group}=[A,B]; "
+                "for one run each add -m"
+            )
+            return None
+        return override
+
+    def _read(self, override: Override, defaults: dict[str, Any]) -> None:
+        name = override.key_or_group
+        if name == "hydra" or name.startswith("hydra.") or name.startswith("hydra/"):
+            self.problems.append(f"{override.input_line!r}: Hydra's own settings are not part of a run; see --help")
+        elif name in defaults or name in SEATS:
+            self._read_group(name, override, defaults)
+        elif override.is_delete():
+            self._keys.append(f"~{name}")
+        else:
+            value = override.input_line.split("=", 1)[1]
+            self._keys.append(f"++{name}={value}")
+
+    def _read_group(self, group: str, override: Override, defaults: dict[str, Any]) -> None:
+        several = group in LIST_GROUPS
+        current = self._groups[group] if group in self._groups else _choice(self.recipe, group, defaults.get(group))
+        if override.is_delete():
+            if not current:
+                self.problems.append(f"~{group}: the recipe has no {group} to remove")
+            self._groups[group] = [] if several else None
+            return
+        value = override.value()
+        if isinstance(value, dict) or (isinstance(value, list) and not several):
+            self.problems.append(f"{override.input_line!r}: {group} holds one part; write {group}=NAME")
+            return
+        names = [str(getattr(item, "text", item)) for item in (value if isinstance(value, list) else [value]) if item is not None]
+        if override.is_add() and not several and current:
+            self.problems.append(
+                f"{override.input_line!r}: {group} holds one part, and the recipe has {current}; replace it with "
+                f"{group}={names[0] if names else 'NAME'}"
+            )
+            return
+        known = [name for name in names if self._known(group, name)]
+        if len(known) < len(names):
+            return
+        if several:
+            before = current if override.is_add() else []
+            self._groups[group] = list(dict.fromkeys([*(before or []), *known]))
+        elif group == "backbone" and known[0] not in options("backbone"):
+            self._groups[group] = "timm"
+            self._keys.insert(0, f"++backbone.name={known[0]}")
+        elif group == "recipe":
+            self.recipe = self._groups["recipe"] = known[0]
+        else:
+            self._groups[group] = known[0] if known else None
+
+    def _known(self, group: str, name: str) -> bool:
+        if name in options(group) or (group == "backbone" and is_backbone(name)):
+            return True
+        choices = set(options(group))
+        if group == "backbone":
+            from recipes.catalogue import backbone_names
+
+            choices |= backbone_names()
+        remove = "" if group in ("recipe", "backbone", "data") else f"; to remove it write ~{group}"
+        self.problems.append(unknown_name(group, name, choices) + remove)
+        if group == "recipe":
+            self.recipe = None
+        return False
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(value)}]"
+    return "null" if value is None else str(value)
+
+
+@cache
+def root_defaults(root: str) -> dict[str, Any]:
+    """The choice of every group in a root file."""
+    entries = yaml.safe_load((CONFIGS / f"{root}.yaml").read_text(encoding="utf-8"))["defaults"]
+    return {name: choice for entry in entries if isinstance(entry, dict) for name, choice in entry.items()}
+
+
+def _choice(recipe: str | None, group: str, default: Any) -> Any:
+    """What a recipe (or the recipe it builds on) chose for a group."""
+    if recipe is None or recipe not in options("recipe"):
+        return default
+    content = yaml.safe_load((CONFIGS / "recipe" / f"{recipe}.yaml").read_text(encoding="utf-8")) or {}
+    found = default
+    for entry in content.get("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":
+            found = _choice(entry, group, default)
+        elif isinstance(entry, dict):
+            found = entry.get(f"override /{group}", found)
+    return found if isinstance(found, list) or found is None or group not in LIST_GROUPS else [found]

@@ -1,0 +1,88 @@
+"""Writes what a run leaves while it trains: metrics.csv, TensorBoard, and the checkpoints ``last`` and ``best``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from recipes.checkpoint import save_checkpoint
+from recipes.directory import write_text
+
+MONITOR = "val/accuracy"
+
+
+class Recorder(Checkpoint):
+    """Runs after the task's own ``on_train_epoch_end`` (Lightning calls checkpoint callbacks last).
+
+    Args:
+        directory: the run directory.
+        facts: what every checkpoint holds besides weights: configuration text, classes, preprocessing, ...
+        state: gives the training state for ``last.ckpt``.
+    """
+
+    def __init__(self, directory: Path, facts: dict[str, Any], state: Callable[[], dict[str, Any]]) -> None:
+        self.directory, self.facts, self.state = directory, facts, state
+        self.rows: list[dict[str, float]] = []
+        self.best: dict[str, float] = {}
+        self._writer: Any = None
+        (directory / "checkpoints").mkdir()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        row: dict[str, float] = pl_module.epoch_metrics  # type: ignore[assignment]
+        self.rows.append(row)
+        write_text(self.directory / "metrics.csv", to_csv(self.rows))
+        self._tensorboard(row)
+        content = {
+            **self.facts,
+            "epoch": row["epoch"],
+            "update": row["update"],
+            "metrics": row,
+            "network": pl_module.evaluated_network.state_dict(),
+        }
+        if self._is_best(row):
+            self.best = row
+            save_checkpoint(self.directory / "checkpoints" / "best.ckpt", content)
+        save_checkpoint(self.directory / "checkpoints" / "last.ckpt", {**content, "training": self.state()})
+
+    def _is_best(self, row: dict[str, float]) -> bool:
+        """Higher validation accuracy, then lower validation loss; without a validation set the newest."""
+        if MONITOR not in row:
+            return True
+        if not math.isfinite(row["val/loss"]):
+            return not self.best
+        key = (row[MONITOR], -row["val/loss"])
+        return not self.best or key > (self.best[MONITOR], -self.best["val/loss"])
+
+    def _tensorboard(self, row: dict[str, float]) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.directory / "tensorboard"))
+        for name, value in row.items():
+            if name not in ("epoch", "update"):
+                self._writer.add_scalar(name, value, global_step=int(row["epoch"]))
+        self._writer.flush()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def to_csv(rows: list[dict[str, float]]) -> str:
+    """Rows with the union of their columns, in order of appearance; absent values stay empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

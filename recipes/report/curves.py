@@ -1,0 +1,104 @@
+"""Which charts the columns of metrics.csv become. Column names decide, so a new diagnostic needs no change here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recipes.report.line_chart import Chart, line_chart
+from recipes.report.markup import Markup
+from recipes.report.numbers import is_share, label, percent
+from recipes.report.run_files import Column, RunFiles
+
+SPLITS = ("train", "val", "test")
+TIMING = ("images_per_second", "seconds")
+POSITIONS = ("epoch", "update")
+LEAD = ("loss", "accuracy", "lr")  # what a reader looks at first, in this order
+
+
+def learning_charts(run: RunFiles) -> list[Markup]:
+    """Loss, accuracy and learning rate, then whatever else was measured on a split."""
+    columns = _with_values(run)
+    by_metric: dict[str, dict[str, Column]] = {}
+    for name, column in columns.items():
+        split, _, metric = name.partition("/")
+        if split in SPLITS and not (split == "train" and _is_term(metric, columns)):
+            by_metric.setdefault(metric, {})[split] = column
+    for name in columns:
+        if name == "lr" or name.startswith("lr/"):
+            by_metric.setdefault("lr", {})[name.removeprefix("lr/")] = columns[name]
+    order = [m for m in LEAD if m in by_metric] + [m for m in by_metric if m not in LEAD]
+    return [_chart(run, metric, by_metric[metric], zero=metric == "lr") for metric in order]
+
+
+def timing_charts(run: RunFiles) -> list[Markup]:
+    """Throughput and seconds of each epoch."""
+    titles = {"images_per_second": "Images per second", "seconds": "Seconds per epoch"}
+    columns = _with_values(run)
+    return [
+        line_chart(Chart(titles[name], run.epochs, {name: columns[name]}, zero=True))
+        for name in TIMING
+        if name in columns
+    ]
+
+
+def method_charts(run: RunFiles) -> list[Markup]:
+    """One chart for each diagnostic of a part, and one of the loss terms where there are several."""
+    charts = []
+    columns = _with_values(run)
+    for name, column in columns.items():
+        first, _, rest = name.partition("/")
+        if first in (*SPLITS, *TIMING, *POSITIONS, "lr"):
+            continue
+        part = rest.rpartition("/")[0] or (first if rest else "")
+        title = f"{label(part)} · {label(name)}" if part else label(name)
+        charts.append(_chart(run, name, {name: column}, title=title, marks=_first_active(run, part)))
+    names = [name for name in columns if name.startswith("train/")]
+    terms = {n.removeprefix("train/"): columns[n] for n in names if _is_term(n.removeprefix("train/"), columns)}
+    if len(terms) > 1:
+        charts.append(line_chart(Chart("Training loss by term", run.epochs, terms, zero=True)))
+    return charts
+
+
+def acted_notes(run: RunFiles) -> list[tuple[str, str]]:
+    """For each part that reports it: its name and when it acted, in words."""
+    notes = []
+    for part, facts in _acted(run).items():
+        words = []
+        if facts.get("first_active_epoch") is not None:
+            words.append(f"first active in epoch {facts['first_active_epoch']}")
+        share = facts.get("active_step_share")
+        if isinstance(share, int | float):
+            words.append(f"active in {percent(share)} of all steps")
+        if words:
+            notes.append((label(part), ", ".join(words)))
+    return notes
+
+
+def _with_values(run: RunFiles) -> dict[str, Column]:
+    return {name: column for name, column in run.metrics.items() if any(value is not None for value in column)}
+
+
+def _is_term(metric: str, columns: dict[str, Column]) -> bool:
+    """Training metrics that no other split has, besides loss and accuracy, are terms of the loss."""
+    return metric not in LEAD and not is_share(metric) and f"val/{metric}" not in columns
+
+
+def _chart(run: RunFiles, name: str, lines: dict[str, Column], *, title: str = "", zero: bool = False,
+           marks: dict[float, str] | None = None) -> Markup:  # fmt: skip
+    top = max((value for column in lines.values() for value in column if value is not None), default=0.0)
+    share = is_share(name) and top <= 1
+    return line_chart(Chart(title or label(name), run.epochs, lines, share=share, zero=zero or share, marks=marks or {},
+                            best="val" if name == "accuracy" else ""))  # fmt: skip
+
+
+def _acted(run: RunFiles) -> dict[str, dict[str, Any]]:
+    acted = run.results.get("acted")
+    items = acted.items() if isinstance(acted, dict) else ()
+    return {str(part): facts for part, facts in items if isinstance(facts, dict)}
+
+
+def _first_active(run: RunFiles, part: str) -> dict[float, str]:
+    """Where the part's charts bear a mark: results name parts with or without their kind."""
+    acted = {name.rpartition("/")[2]: facts for name, facts in _acted(run).items()}
+    first = acted.get(part.rpartition("/")[2], {}).get("first_active_epoch")
+    return {float(first): "acts from here"} if isinstance(first, int | float) and first > 0 else {}

@@ -1,0 +1,147 @@
+"""``write_report``: everything a run left, on one self-contained HTML page.
+
+The page asks nobody for anything: style is inline and allowed by its hash, pictures are data URIs, there is no script,
+and its content security policy forbids the rest.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from lightning_modules.evaluators.result import Evaluation, Table
+from recipes.report.classes import per_class_accuracy
+from recipes.report.confusion import confused_pairs, heat_map
+from recipes.report.curves import acted_notes, learning_charts, method_charts, timing_charts
+from recipes.report.line_chart import Chart, line_chart
+from recipes.report.markup import Child, Markup, element
+from recipes.report.mistakes import mistake_gallery
+from recipes.report.numbers import number, quantity
+from recipes.report.run_files import RunFiles, read_run
+from recipes.report.style import STYLE
+from recipes.report.summary import cards, header, results_table, timing_facts
+
+
+def write_report(run_dir: Path, evaluation: Evaluation) -> Path:
+    """Write ``run_dir/report.html`` and return its path.
+
+    Args:
+        run_dir: directory of a run; reads ``config.yaml``, ``command.txt``, ``environment.json``, ``metrics.csv`` and
+            ``results.json`` there. Each may be missing.
+        evaluation: what the evaluators found; every field may be empty.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+        ValueError: a JSON file of the run cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_report(Path(folder), Evaluation(metrics={"accuracy": 0.5})).name
+        'report.html'
+    """
+    run = read_run(run_dir)
+    path = Path(run_dir) / "report.html"
+    # Class names come from file names, which may hold bytes that are no text.
+    path.write_bytes(render(run, evaluation).encode("utf-8", errors="replace"))
+    return path
+
+
+def render(run: RunFiles, evaluation: Evaluation) -> str:
+    """The page as text."""
+    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", f"{run.recipe} · {run.name}"),
+        element("style", Markup(STYLE)),
+    )
+    body = element("body", element("main", _sections(run, evaluation)))
+    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _sections(run: RunFiles, evaluation: Evaluation) -> list[Markup]:
+    figures = [line_chart(Chart(title, curve.x, curve.lines, x_label=curve.x_label, share=curve.percent))
+               for title, curve in evaluation.figures.items()]  # fmt: skip
+    tables = {title: _table_card(title, table) for title, table in evaluation.tables.items()}
+    narrow = [card for title, card in tables.items() if len(evaluation.tables[title].columns) <= 4]
+    wide = [card for card in tables.values() if card not in narrow]
+    acted = [element("p", f"{part}: {words}.", class_="section-note") for part, words in acted_notes(run)]
+    return [
+        header(run, evaluation),
+        cards(run, evaluation),
+        _section("Learning", _grid(learning_charts(run))),
+        _section("Method", _grid(method_charts(run)), lead=acted),
+        _section("Evaluation", _grid([*figures, *narrow]), *wide),
+        _section("Classes", *_classes(evaluation)),
+        _section("Most confident mistakes", mistake_gallery(evaluation.mistakes)),
+        _section("Timing", _grid([*timing_charts(run), timing_facts(run)])),
+        _section("Reproduce", *_reproduce(run, evaluation)),
+    ]
+
+
+def _section(title: str, *parts: Child, lead: Child = None) -> Markup:
+    """A titled section; nothing where it would be empty."""
+    filled = [part for part in parts if part]
+    if not filled:
+        return Markup("")
+    return element("section", element("h2", title), lead, element("div", filled, class_="stack"))
+
+
+def _grid(charts: list[Markup]) -> Markup:
+    filled = [chart for chart in charts if chart]
+    return element("div", filled, class_="grid") if filled else Markup("")
+
+
+def _classes(evaluation: Evaluation) -> list[Markup]:
+    if evaluation.confusion is None or not evaluation.confusion.sum():
+        return []
+    counts, names = evaluation.confusion, evaluation.classes
+    errors = [part for part in (heat_map(counts, names), confused_pairs(counts, names)) if part]
+    return [per_class_accuracy(counts, names), element("div", errors, class_="errors")]
+
+
+def _table_card(title: str, table: Table) -> Markup:
+    content = _wide_table([name.replace("_", " ") for name in table.columns], [[quantity(name, cell) for name, cell in zip(table.columns, row, strict=True)]
+                                          for row in table.rows])  # fmt: skip
+    return element("div", element("h3", title), element("div", content, class_="scroll", tabindex=0), class_="card")
+
+
+def _wide_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Markup:
+    head = element("thead", element("tr", [element("th", name, scope="col") for name in columns]))
+    body = element("tbody", [element("tr", [element("td", cell) for cell in row]) for row in rows])
+    return element("table", head, body, class_="wide")
+
+
+def _reproduce(run: RunFiles, evaluation: Evaluation) -> list[Markup]:
+    """The command in the open; what is long, folded away."""
+    parts = []
+    if run.command:
+        command = element("pre", run.command, class_="command")
+        parts.append(element("div", element("h3", "Command"), command, class_="card"))
+    if run.config:
+        parts.append(_folded("Configuration", element("pre", run.config)))
+    if run.environment:
+        rows = [element("tr", element("th", key, scope="row"), element("td", "none" if value is None else str(value)))
+                for key, value in run.environment.items()]  # fmt: skip
+        parts.append(_folded("Environment", element("table", rows, class_="facts")))
+    if run.results or evaluation.metrics:
+        parts.append(_folded("All results", results_table(run, evaluation)))
+    if run.metrics:
+        parts.append(_folded("All epochs", _epochs(run)))
+    return parts
+
+
+def _folded(title: str, content: Markup) -> Markup:
+    return element("details", element("summary", title), element("div", content, class_="scroll", tabindex=0))
+
+
+def _epochs(run: RunFiles) -> Markup:
+    rows = zip(*run.metrics.values(), strict=True)
+    return _wide_table(run.metrics, (["" if cell is None else number(cell) for cell in row] for row in rows))

@@ -1,0 +1,112 @@
+"""The head of the page: the number the run was made for, then cards with the rest."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from lightning_modules.evaluators.result import Evaluation
+from recipes.report.markup import Markup, element
+from recipes.report.numbers import duration, label, number, percent, quantity
+from recipes.report.run_files import RunFiles, flatten
+
+CARDS = 12  # more would push the curves off the first screen; the table of results has them all
+
+
+def header(run: RunFiles, evaluation: Evaluation) -> Markup:
+    """Recipe, run and the main number."""
+    metrics = _test_metrics(run, evaluation)
+    title = element("div", element("p", "Training report", class_="eyebrow"), element("h1", run.recipe),
+                    element("p", run.name, class_="run"))  # fmt: skip
+    main = _main_metric(run, metrics)
+    if main is None:
+        return element("header", title)
+    name, value = main
+    hero = element("div", element("p", name, class_="eyebrow"), element("p", value, class_="hero"),
+                   element("p", _context(evaluation) if name == "Test accuracy" else "", class_="note"))  # fmt: skip
+    return element("header", title, hero)
+
+
+def cards(run: RunFiles, evaluation: Evaluation) -> Markup:
+    """Further numbers: those of the test set, of validation, then of the run."""
+    entries: list[tuple[str, str]] = []
+    main = _main_metric(run, _test_metrics(run, evaluation))
+    splits = {"test": _test_metrics(run, evaluation), "val": _numbers(run.results.get("val"))}
+    for split, metrics in splits.items():
+        for key, value in metrics.items():
+            name = label(key)
+            text = f"{split.capitalize()} {name if name[:2].isupper() else name[:1].lower() + name[1:]}"
+            entries.append((text, quantity(key, value)))
+    if run.epochs:
+        entries.append(("Epochs", str(len(run.epochs))))
+    entries += [(label(key), quantity(key, value)) for key, value in _numbers(run.results).items()]
+    shown = [entry for entry in entries if main is None or entry != main][:CARDS]
+    if not shown:
+        return Markup("")
+    return element("dl", [element("div", element("dt", k), element("dd", v)) for k, v in shown], class_="cards")
+
+
+def results_table(run: RunFiles, evaluation: Evaluation) -> Markup:
+    """Everything in results.json and in the evaluation's metrics, whatever its keys are."""
+    facts = {**{f"test/{k}": v for k, v in _test_metrics(run, evaluation).items()}, **flatten(run.results)}
+    rows = [element("tr", element("th", key, scope="row"), element("td", quantity(key, value)))
+            for key, value in facts.items()]  # fmt: skip
+    return element("table", rows, class_="facts")
+
+
+def timing_facts(run: RunFiles) -> Markup:
+    """Times, rates and memory among the results, and how much of the wall time the epochs' training took."""
+    units = ("_seconds", "_per_second", "_mb")
+    facts = {label(key): quantity(key, value) for key, value in flatten(run.results).items() if key.endswith(units)}
+    training = sum(value for value in run.metrics.get("seconds", []) if value is not None)
+    wall = run.results.get("wall_seconds")
+    if training:
+        facts["Training, all epochs"] = duration(training)
+    if training and isinstance(wall, int | float) and wall >= training:
+        facts["Rest: set-up, validation, evaluation"] = duration(wall - training)
+    rows = [element("tr", element("th", key, scope="row"), element("td", text, class_="num"))
+            for key, text in facts.items()]  # fmt: skip
+    table = element("table", element("tbody", rows))
+    return element("div", element("h3", "Whole run"), table, class_="card") if rows else Markup("")
+
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927): sensible at 0 and 1, where the normal one is empty."""
+    z = 1.959964
+    centre = (correct + z * z / 2) / (total + z * z)
+    half = z / (total + z * z) * math.sqrt(correct * (total - correct) / total + z * z / 4)
+    return centre - half, centre + half
+
+
+def _context(evaluation: Evaluation) -> str:
+    """How far the main number can be trusted: images, interval, chance."""
+    if evaluation.confusion is None or not evaluation.confusion.sum():
+        return ""
+    correct, total = int(np.trace(evaluation.confusion)), int(evaluation.confusion.sum())
+    low, high = wilson_interval(correct, total)
+    interval = f"{100 * low:.1f}–{percent(high)}"
+    return f"{number(total)} images · 95 % interval {interval} · chance {percent(1 / len(evaluation.classes))}"
+
+
+def _main_metric(run: RunFiles, metrics: dict[str, float]) -> tuple[str, str] | None:
+    if "accuracy" in metrics:
+        return "Test accuracy", quantity("accuracy", metrics["accuracy"])
+    validation = _numbers(run.results.get("val"))
+    if not metrics and "accuracy" in validation:
+        return "Val accuracy", quantity("accuracy", validation["accuracy"])
+    for key, value in metrics.items():
+        return f"Test {label(key)}", quantity(key, value)
+    return None
+
+
+def _test_metrics(run: RunFiles, evaluation: Evaluation) -> dict[str, float]:
+    metrics = {**evaluation.metrics, **_numbers(run.results.get("test"))}
+    return {key.removeprefix("test/"): value for key, value in metrics.items()}
+
+
+def _numbers(tree: Any) -> dict[str, float]:
+    """The numbers directly in ``tree``; none where it is no dict."""
+    items = tree.items() if isinstance(tree, dict) else ()
+    return {str(k): v for k, v in items if isinstance(v, int | float) and not isinstance(v, bool)}

@@ -1,0 +1,229 @@
+"""Content of the report: numbers re-derived, names escaped, nothing asked of the outside, missing parts left out."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lightning_modules.evaluators.result import Curve, Evaluation, Mistake, Table
+from recipes.report.axis import position_axis, round_step, value_axis
+from recipes.report.confusion import confused_pairs, heat_map
+from recipes.report.markup import Markup, element
+from recipes.report.mistakes import data_uri
+from recipes.report.numbers import duration, label, number, percent, quantity
+from recipes.report.page import write_report
+from recipes.report.summary import wilson_interval
+
+HOSTILE = "<script>alert(1)</script>\"'&"
+VOID = {"meta", "img"}
+METRICS = """epoch,update,seconds,images_per_second,lr,train/loss,train/accuracy,train/saf,train/cross_entropy,\
+val/loss,val/accuracy,regularizer/saf/trajectory_kl,regularizer/saf/fresh_share
+0,10,1.5,800,0.1,3,0.1,0,3,3.5,0.05,,
+1,20,1.5,820,0.05,2,0.3,0,2,nan,0.45,0.5,0.25
+2,30,2.0,810,0.0,1,0.6,0.125,0.875,2.5,0.4,0.25,0.75
+"""
+
+
+class Outline(HTMLParser):
+    """Checks that tags nest, and collects them with their attributes and text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def count(self, tag: str, class_: str | None = None) -> int:
+        return sum(t == tag and (class_ is None or class_ in (a.get("class") or "").split()) for t, a in self.tags)
+
+
+def write_run(folder: Path) -> Path:
+    """A run directory as training leaves it: three epochs, one NaN, empty cells."""
+    run_dir = folder / "cifar_saf" / "first"
+    run_dir.mkdir(parents=True)
+    (run_dir / "metrics.csv").write_text(METRICS)
+    (run_dir / "config.yaml").write_text(f"recipe: cifar_saf\nnote: '{HOSTILE.replace(chr(39), '')}'\n")
+    (run_dir / "command.txt").write_text("python train.py recipe=cifar_saf 'a<b'\n")
+    (run_dir / "environment.json").write_text(json.dumps({"torch": "2.15.0", "gpu": None, "cpu": HOSTILE}))
+    acted = {"saf": {"first_active_epoch": 1, "active_step_share": 0.64}}
+    results = {"test": {"accuracy": 0.625, "loss": 1.25}, "val": {"accuracy": 0.45}, "seed": 3, "wall_seconds": 83.2,
+               "peak_memory_mb": 2048.0, "acted": acted, "unforeseen": {"deep": [1, "two"]}}  # fmt: skip
+    (run_dir / "results.json").write_text(json.dumps(results))
+    return run_dir
+
+
+def write_page(folder: Path, evaluation: Evaluation) -> str:
+    return write_report(write_run(folder), evaluation).read_text(encoding="utf-8")
+
+
+def small_evaluation(names: list[str]) -> Evaluation:
+    picture = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
+    return Evaluation(
+        metrics={"ece": 0.071}, classes=names, confusion=np.array([[3, 1, 0], [0, 2, 0], [2, 0, 0]]),
+        mistakes=[Mistake(picture, names[0], names[1], 0.987, 17)],
+        tables={"Robustness " + HOSTILE: Table(["corruption", "accuracy"], [["fog " + HOSTILE, 0.5]])},
+        figures={"Calibration": Curve([0.0, 1.0], {"accuracy": [0.2, 0.8], HOSTILE: [0.0, 1.0]}, "confidence", True)},
+    )  # fmt: skip
+
+
+def test_page_holds_the_numbers_of_the_run(tmp_path: Path) -> None:
+    outline = Outline(write_page(tmp_path, small_evaluation(["cat", "dog", "eel"])))
+    text = "|".join(outline.text).replace("\u00a0", " ")
+    assert "62.5 %" in text and "Test ECE|7.1 %" in text and "Wall time|1 min 23 s" in text and "Seed|3" in text
+    assert "Peak memory|2.00 GB" in text and "unforeseen/deep|1, two" in text
+    assert "8 images · 95 % interval 30.6–86.3 % · chance 33.3 %" in text  # 5 of 8, from Wilson's formula by hand
+    assert "best |45.0 %|, epoch 1" in text
+    assert "SAF: first active in epoch 1, active in 64.0 % of all steps." in text
+    assert "Training, all epochs|5.0 s" in text and "Rest: set-up, validation, evaluation|1 min 18 s" in text
+    assert "2.15.0" in text and "python train.py recipe=cifar_saf 'a<b'" in text
+    for title in ("Loss", "Accuracy", "Learning rate", "SAF · Trajectory KL", "SAF · Fresh share",
+                  "Training loss by term", "Images per second", "Seconds per epoch", "Calibration"):  # fmt: skip
+        assert outline.text.count(title) == 1, title
+    assert outline.count("figure", "chart") == 9
+    # Pairs by count: eel as cat (2 of 2), cat as dog (1 of 4). Bars: eel 0 of 2, cat 3 of 4, dog 2 of 2.
+    assert "eel|cat|2|100 %" in text and "cat|dog|1|25 %" in text
+    assert text.index("eel|0 %") < text.index("cat|75 %") < text.index("dog|100 %")
+
+
+def test_curve_points_lie_where_the_data_are(tmp_path: Path) -> None:
+    page = write_page(tmp_path, Evaluation())
+    figure = re.search(r"<h3>Loss</h3>.*?</figure>", page, re.S)
+    assert figure is not None
+    (line,) = re.findall(r'<polyline points="([^"]+)" class="s0"', figure[0])
+    x, y = np.array([list(map(float, point.split(","))) for point in line.split()]).T
+    np.testing.assert_allclose(np.diff(x), (400 - 12 - 50) / 2, atol=0.11)  # three epochs over the width of the plot
+    assert np.diff(y)[0] == pytest.approx(np.diff(y)[1], abs=0.11)  # 3, 2, 1 is a straight line, downwards on screen
+    assert y[0] < y[1] < y[2]
+    assert len(re.findall(r'class="dot s1"', figure[0].split('class="hover"')[0])) == 2  # val: NaN parts its two values
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    page = write_page(tmp_path, small_evaluation([HOSTILE, "b<i>", "c"]))
+    assert "<script" not in page.lower() and "<i>" not in page.replace("<i>is </i>", "")
+    outline = Outline(page)
+    assert HOSTILE in outline.text and f"{HOSTILE}: 3 of 4 right" in [a.get("title") for _, a in outline.tags]
+
+
+def test_nothing_leaves_the_page(tmp_path: Path) -> None:
+    page = write_page(tmp_path, small_evaluation(["a", "b", "c"]))
+    assert not re.search(r"https?://|@import|url\(|javascript:", page)
+    outline = Outline(page)
+    allowed = """html head meta title style body main header section div p h1 h2 h3 dl dt dd ul li b i span pre figure
+                 figcaption svg g line text rect circle polyline img table thead tbody tr th td details summary"""
+    assert {tag for tag, _ in outline.tags} <= set(allowed.split())
+    for tag, attributes in outline.tags:
+        assert not {name for name in attributes if name in ("href", "srcset", "style") or name.startswith("on")}
+        assert (attributes.get("src") or "data:image/png;base64,").startswith("data:image/png;base64,"), tag
+    policy = next(a["content"] for t, a in outline.tags if a.get("http-equiv") == "Content-Security-Policy")
+    style = page.split("<style>")[1].split("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policy is not None and policy.startswith("default-src 'none'") and f"'sha256-{digest}'" in policy
+    assert "unsafe" not in policy and "script-src" not in policy
+
+
+def test_missing_parts_are_left_out(tmp_path: Path) -> None:
+    outline = Outline(write_report(tmp_path, Evaluation()).read_text())
+    assert outline.count("h1") == 1 and outline.count("h2") == 0
+    (tmp_path / "metrics.csv").write_text("epoch,train/loss,val/loss\n0,2.5,\n")
+    outline = Outline(write_report(tmp_path, Evaluation()).read_text())
+    assert outline.count("figure") == 1 and outline.count("circle", "dot") == 2  # the point and its hover
+    (tmp_path / "metrics.csv").write_text("epoch,train/loss,val/accuracy\n0,nan,text\n1,inf,\n")
+    assert Outline(write_report(tmp_path, Evaluation()).read_text()).count("figure") == 0
+    (tmp_path / "metrics.csv").write_text("epoch,train/loss\n")
+    (tmp_path / "config.yaml").write_text("a: [unclosed")
+    nothing = Evaluation(confusion=np.zeros((2, 2), int), classes=["a", "b"], metrics={"accuracy": math.nan})
+    assert "—" in Outline(write_report(tmp_path, nothing).read_text()).text
+    surrogate = Evaluation(confusion=np.eye(2, dtype=int), classes=["caf\udce9", "b"])  # a file name that is not UTF-8
+    assert "caf?" in Outline(write_report(tmp_path, surrogate).read_text()).text
+
+
+def test_many_classes_keep_the_page_readable(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for count, named, bars in ((10, True, 10), (40, True, 40), (100, False, 100), (1000, False, 60)):
+        confusion = np.diag(rng.integers(1, 9, count)) + (rng.random((count, count)) < 0.01)
+        names = [f"name{i}" for i in range(count)]
+        page = write_report(tmp_path, Evaluation(confusion=confusion, classes=names)).read_text()
+        outline = Outline(page)
+        assert outline.count("ul", "bars") == 1 and outline.count("rect", "fill") == bars
+        drawn = str(heat_map(confusion, names))
+        assert (">name9</text>" in drawn) == named
+        assert drawn.count("<title>") == (np.count_nonzero(confusion) if count <= 200 else 0)
+        assert confused_pairs(confusion, names).count("<tr>") <= 16
+        assert len(page) < 1_500_000
+
+
+def test_pictures_survive_unchanged() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (48, 32, 3), dtype=np.uint8)
+    decoded = Image.open(io.BytesIO(base64.b64decode(data_uri(picture).split(",")[1])))
+    np.testing.assert_array_equal(np.asarray(decoded), picture)
+    large = Image.open(io.BytesIO(base64.b64decode(data_uri(np.zeros((512, 256, 1), np.uint8)).split(",")[1])))
+    assert large.size == (96, 192)
+    with pytest.raises(ValueError, match=r"float64 \[4, 4, 3\]; it must be uint8 \[H, W, 3\]"):
+        data_uri(np.zeros((4, 4, 3)))  # type: ignore[arg-type]
+
+
+def test_errors_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no run directory at"):
+        write_report(tmp_path / "absent", Evaluation())
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"results\.json is not valid JSON"):
+        write_report(tmp_path, Evaluation())
+    (tmp_path / "results.json").write_text("[1]")
+    with pytest.raises(ValueError, match="holds a list; it must hold an object"):
+        write_report(tmp_path, Evaluation())
+    with pytest.raises(ValueError, match=r"shape \[2, 3\]; it must be \[C, C\] with C = 2"):
+        Evaluation(confusion=np.zeros((2, 3), int), classes=["a", "b"])
+    with pytest.raises(ValueError, match="confusion is for 2 classes, but 1 names were given"):
+        Evaluation(confusion=np.zeros((2, 2), int), classes=["a"])
+    with pytest.raises(ValueError, match="negative count"):
+        Evaluation(confusion=-np.eye(1, dtype=int), classes=["a"])
+    with pytest.raises(ValueError, match="row 0 has 1 cells, the table 2 columns"):
+        Table(["a", "b"], [["x"]])
+    with pytest.raises(ValueError, match="line 'a' has 1 values for 2 positions"):
+        Curve([0.0, 1.0], {"a": [1.0]})
+
+
+@pytest.mark.parametrize("low, high", [(0.0, 1.0), (2.3, 2.3), (1e-6, 3e-6), (-3.0, 120.0), (0.0, 0.0), (-2.0, -2.0)])
+def test_axes_cover_the_data_with_few_round_ticks(low: float, high: float) -> None:
+    axis = value_axis([low, high], 200, 20, zero=False)
+    assert axis.low <= low and high <= axis.high and 2 <= len(axis.ticks) <= 6
+    assert axis(axis.low) == 200 and axis(axis.high) == 20
+    steps = np.diff(axis.ticks)
+    np.testing.assert_allclose(steps, steps[0])
+    assert position_axis([low, high], 0, 100).low <= low
+    assert round_step(299, 6, whole=True) == 50
+
+
+def test_quantities_read_well() -> None:
+    assert [number(v) for v in (0.0, 1.0, 0.12345, 4903210, 1.58e-5, -2.5, math.inf, math.nan)] == [
+        "0", "1", "0.1235", "4\u202f903\u202f210", "1.58e−5", "−2.5", "∞", "—"]  # fmt: skip
+    assert percent(0.503) == "50.3\u00a0%"
+    assert duration(3725) == "1\u00a0h 02\u00a0min" and duration(59.94) == "59.9\u00a0s"
+    assert label("images_per_second") == "Images / s" and label("val/top5_accuracy") == "Top-5 accuracy"
+    assert quantity("seed", 20250) == "20250" and quantity("x", True) == "True" and quantity("x", None) == "—"
+    assert element("p", "a < b", Markup("<b>"), class_="x", hidden=False) == '<p class="x">a &lt; b<b></p>'
+    low, high = wilson_interval(0, 10)
+    assert low == pytest.approx(0, abs=1e-12) and high == pytest.approx(3.8415 / 13.8415, rel=1e-4)
