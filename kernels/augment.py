@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_UNIT = 1.0 / 255.0
+
 
 def pad(images: Tensor, padding: int, mode: str = "constant") -> Tensor:
     """``[N, 3, H + 2P, W + 2P]``: black borders (``constant``) or mirrored ones (``reflect``).
@@ -95,8 +97,11 @@ def _inside(center_B: Tensor, size: int, length: int) -> Tensor:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [0, 1], exactly ``value / 255``."""
-    return images.to(torch.float32).div_(255.0)
+    """uint8 0..255 -> float32 in [0, 1]: times ``1 / 255`` in float32.
+
+    Within one unit in the last place of the quotient; a division would give other bits on CUDA than on the CPU.
+    """
+    return images.to(torch.float32).mul_(_UNIT)
 
 
 def jitter(images: Tensor, brightness_B: Tensor, contrast_B: Tensor) -> Tensor:
@@ -111,7 +116,7 @@ def jitter(images: Tensor, brightness_B: Tensor, contrast_B: Tensor) -> Tensor:
         contrast_B: ``[B]`` factors c around 1.
     """
     pixels = images.to(torch.float32).view(len(images), -1)
-    mean_B = (pixels.sum(1, dtype=torch.float64) / (255.0 * pixels.shape[1])).to(torch.float32)
+    mean_B = (pixels.sum(1, dtype=torch.float64) * (_UNIT / pixels.shape[1])).to(torch.float32)
     shift_B = (1.0 - contrast_B) * brightness_B * mean_B
-    pixels.mul_((brightness_B * contrast_B / 255.0)[:, None]).add_(shift_B[:, None]).clamp_(0.0, 1.0)
+    pixels.mul_((brightness_B * contrast_B * _UNIT)[:, None]).add_(shift_B[:, None]).clamp_(0.0, 1.0)
     return pixels.view(images.shape)

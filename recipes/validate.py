@@ -60,7 +60,7 @@ def unknown_key(path: str, names: list[str]) -> str:
     """Message about a key that does not exist, with the nearest ones that do."""
     parent, _, name = path.rpartition(".")
     near = get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(join(parent, n) for n in near)}?" if near else ""
+    hint = f"; did you mean {' or '.join(join(parent, n) for n in near)}?" if near else "."
     return f"{path} is not a key{hint} Keys of {parent or 'the root'}: {', '.join(sorted(names)) or 'none'}"
 
 

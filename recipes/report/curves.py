@@ -6,7 +6,7 @@ from typing import Any
 
 from recipes.report.line_chart import Chart, line_chart
 from recipes.report.markup import Markup
-from recipes.report.numbers import is_share, label, percent
+from recipes.report.numbers import is_share, label, percent, quantity
 from recipes.report.run_files import Column, RunFiles
 
 SPLITS = ("train", "val", "test")
@@ -59,16 +59,18 @@ def method_charts(run: RunFiles) -> list[Markup]:
     return charts
 
 
-def acted_notes(run: RunFiles) -> list[tuple[str, str]]:
-    """For each part that reports it: its name and when it acted, in words."""
+def part_notes(run: RunFiles) -> list[tuple[str, str]]:
+    """For each part that reports on the run: its name and what it says, when it acted first of all."""
     notes = []
-    for part, facts in _acted(run).items():
+    for part, facts in _part_reports(run).items():
         words = []
-        if facts.get("first_active_epoch") is not None:
-            words.append(f"first active in epoch {facts['first_active_epoch']}")
-        share = facts.get("active_step_share")
+        first, share = facts.get("first_active_epoch"), facts.get("active_step_share")
+        if isinstance(first, int | float):
+            words.append(f"first active in epoch {first:g}" if first >= 0 else "never active")
         if isinstance(share, int | float):
             words.append(f"active in {percent(share)} of all steps")
+        others = {key: value for key, value in facts.items() if key not in ("first_active_epoch", "active_step_share")}
+        words += [f"{label(key)} {quantity(key, value)}" for key, value in others.items()]
         if words:
             notes.append((label(part), ", ".join(words)))
     return notes
@@ -91,14 +93,18 @@ def _chart(run: RunFiles, name: str, lines: dict[str, Column], *, title: str = "
                             best="val" if name == "accuracy" else ""))  # fmt: skip
 
 
-def _acted(run: RunFiles) -> dict[str, dict[str, Any]]:
-    acted = run.results.get("acted")
-    items = acted.items() if isinstance(acted, dict) else ()
-    return {str(part): facts for part, facts in items if isinstance(facts, dict)}
+def _part_reports(run: RunFiles) -> dict[str, dict[str, Any]]:
+    """What the parts report, by name; results hold it under ``parts`` or ``acted``."""
+    reports: dict[str, dict[str, Any]] = {}
+    for key in ("parts", "acted"):
+        entries = run.results.get(key)
+        for part, facts in entries.items() if isinstance(entries, dict) else ():
+            if isinstance(facts, dict):
+                reports.setdefault(str(part).rpartition("/")[2], {}).update(facts)
+    return reports
 
 
 def _first_active(run: RunFiles, part: str) -> dict[float, str]:
-    """Where the part's charts bear a mark: results name parts with or without their kind."""
-    acted = {name.rpartition("/")[2]: facts for name, facts in _acted(run).items()}
-    first = acted.get(part.rpartition("/")[2], {}).get("first_active_epoch")
+    """Where the part's charts bear a mark."""
+    first = _part_reports(run).get(part.rpartition("/")[2], {}).get("first_active_epoch")
     return {float(first): "acts from here"} if isinstance(first, int | float) and first > 0 else {}

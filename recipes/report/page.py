@@ -14,7 +14,7 @@ from pathlib import Path
 from lightning_modules.evaluators.result import Evaluation, Table
 from recipes.report.classes import per_class_accuracy
 from recipes.report.confusion import confused_pairs, heat_map
-from recipes.report.curves import acted_notes, learning_charts, method_charts, timing_charts
+from recipes.report.curves import learning_charts, method_charts, part_notes, timing_charts
 from recipes.report.line_chart import Chart, line_chart
 from recipes.report.markup import Child, Markup, element
 from recipes.report.mistakes import mistake_gallery
@@ -72,12 +72,12 @@ def _sections(run: RunFiles, evaluation: Evaluation) -> list[Markup]:
     tables = {title: _table_card(title, table) for title, table in evaluation.tables.items()}
     narrow = [card for title, card in tables.items() if len(evaluation.tables[title].columns) <= 4]
     wide = [card for card in tables.values() if card not in narrow]
-    acted = [element("p", f"{part}: {words}.", class_="section-note") for part, words in acted_notes(run)]
+    notes = [element("p", f"{part}: {words}.", class_="section-note") for part, words in part_notes(run)]
     return [
         header(run, evaluation),
         cards(run, evaluation),
         _section("Learning", _grid(learning_charts(run))),
-        _section("Method", _grid(method_charts(run)), lead=acted),
+        _section("Method", _grid(method_charts(run)), lead=notes),
         _section("Evaluation", _grid([*figures, *narrow]), *wide),
         _section("Classes", *_classes(evaluation)),
         _section("Most confident mistakes", mistake_gallery(evaluation.mistakes)),
@@ -108,8 +108,9 @@ def _classes(evaluation: Evaluation) -> list[Markup]:
 
 
 def _table_card(title: str, table: Table) -> Markup:
-    content = _wide_table([name.replace("_", " ") for name in table.columns], [[quantity(name, cell) for name, cell in zip(table.columns, row, strict=True)]
-                                          for row in table.rows])  # fmt: skip
+    names = [name.replace("_", " ") for name in table.columns]
+    rows = [[quantity(name, cell) for name, cell in zip(table.columns, row, strict=True)] for row in table.rows]
+    content = _wide_table(names, rows)
     return element("div", element("h3", title), element("div", content, class_="scroll", tabindex=0), class_="card")
 
 

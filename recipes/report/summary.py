@@ -42,7 +42,7 @@ def cards(run: RunFiles, evaluation: Evaluation) -> Markup:
     if run.epochs:
         entries.append(("Epochs", str(len(run.epochs))))
     entries += [(label(key), quantity(key, value)) for key, value in _numbers(run.results).items()]
-    shown = [entry for entry in entries if main is None or entry != main][:CARDS]
+    shown = [entry for entry in dict.fromkeys(entries) if entry != main][:CARDS]
     if not shown:
         return Markup("")
     return element("dl", [element("div", element("dt", k), element("dd", v)) for k, v in shown], class_="cards")
@@ -62,8 +62,8 @@ def timing_facts(run: RunFiles) -> Markup:
     facts = {label(key): quantity(key, value) for key, value in flatten(run.results).items() if key.endswith(units)}
     training = sum(value for value in run.metrics.get("seconds", []) if value is not None)
     wall = run.results.get("wall_seconds")
-    if training:
-        facts["Training, all epochs"] = duration(training)
+    if training and "train_seconds" not in run.results:
+        facts["Train time"] = duration(training)
     if training and isinstance(wall, int | float) and wall >= training:
         facts["Rest: set-up, validation, evaluation"] = duration(wall - training)
     rows = [element("tr", element("th", key, scope="row"), element("td", text, class_="num"))

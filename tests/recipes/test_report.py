@@ -97,7 +97,7 @@ def test_page_holds_the_numbers_of_the_run(tmp_path: Path) -> None:
     assert "8 images · 95 % interval 30.6–86.3 % · chance 33.3 %" in text  # 5 of 8, from Wilson's formula by hand
     assert "best |45.0 %|, epoch 1" in text
     assert "SAF: first active in epoch 1, active in 64.0 % of all steps." in text
-    assert "Training, all epochs|5.0 s" in text and "Rest: set-up, validation, evaluation|1 min 18 s" in text
+    assert "Train time|5.0 s" in text and "Rest: set-up, validation, evaluation|1 min 18 s" in text
     assert "2.15.0" in text and "python train.py recipe=cifar_saf 'a<b'" in text
     for title in ("Loss", "Accuracy", "Learning rate", "SAF · Trajectory KL", "SAF · Fresh share",
                   "Training loss by term", "Images per second", "Seconds per epoch", "Calibration"):  # fmt: skip
@@ -227,3 +227,12 @@ def test_quantities_read_well() -> None:
     assert element("p", "a < b", Markup("<b>"), class_="x", hidden=False) == '<p class="x">a &lt; b<b></p>'
     low, high = wilson_interval(0, 10)
     assert low == pytest.approx(0, abs=1e-12) and high == pytest.approx(3.8415 / 13.8415, rel=1e-4)
+
+
+def test_parts_say_when_they_acted(tmp_path: Path) -> None:
+    parts = {"saf": {"first_active_epoch": -1, "active_step_share": 0.0}, "attack": {"forwards": 12, "mean_steps": 3.5}}
+    (tmp_path / "results.json").write_text(json.dumps({"parts": parts}))
+    (tmp_path / "metrics.csv").write_text("epoch,regularizer/saf/trajectory_kl\n0,0.0\n1,0.0\n")
+    text = Outline(write_report(tmp_path, Evaluation()).read_text()).text
+    assert "SAF: never active, active in 0.0\u00a0% of all steps." in text
+    assert "Attack: Forwards 12, Mean steps 3.5." in text and "acts from here" not in text

@@ -1,0 +1,199 @@
+"""The shared step: its order, its seats (with dummy parts), and the exactness of micro-batches."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from kernels.batch import Output
+from lightning_modules.finite import NonFiniteError, check_finite
+from lightning_modules.gradients.base import Gradient
+from lightning_modules.gradients.sum import sum_terms
+from lightning_modules.losses.cross_entropy import CrossEntropy
+from lightning_modules.part import Attack, Loss, Mixing, Regularizer, Reweighting, Teacher
+from lightning_modules.parts import Parts
+from lightning_modules.step import run_step
+
+
+def gradients(network):
+    return [p.grad.clone() for p in network.parameters()]
+
+
+@pytest.fixture
+def network(make_network):
+    return make_network()
+
+
+@pytest.fixture
+def batch(make_batch):
+    return make_batch(list(range(8)))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 3, 8, 20])
+def test_gradient_is_that_of_the_whole_batch(network, batch, make_step, micro_batches):
+    cross_entropy(network(batch.image).logits, batch.label).backward()
+    expected = gradients(network)
+    network.zero_grad()
+    result = run_step(Parts(CrossEntropy()), batch, make_step(network), micro_batches=micro_batches)
+    for ours, theirs in zip(gradients(network), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    outputs, whole = result.whole()
+    assert torch.equal(whole.index, batch.index) and outputs["main"].logits.shape == (8, 3)
+    assert not outputs["main"].logits.requires_grad
+
+
+class TwoViews(Loss):
+    """Reads a clean, an adversarial and a second view."""
+
+    views = ("clean", "adversarial", "second")
+
+    def forward(self, outputs, batch, step):
+        return {view: cross_entropy(outputs[view].logits, batch.label, reduction="none") for view in self.views}
+
+
+class Shift(Attack):
+    def forward(self, batch, step):
+        return batch.replace(image=(batch.image + 0.1).clamp(0, 1), clean_image=batch.image)
+
+
+def test_views_are_forwarded_once_each(network, batch, make_step):
+    calls = []
+    step = make_step(network)
+    step.forward = lambda image, **keys: calls.append(image) or network(image, **keys)
+    batch = batch.replace(second_image=batch.image.flip(-1))
+    result = run_step(Parts(TwoViews(), attack=Shift()), batch, step)
+    assert len(calls) == 3
+    expected = sum(
+        cross_entropy(network(image).logits, batch.label)
+        for image in (batch.image, (batch.image + 0.1).clamp(0, 1), batch.image.flip(-1))
+    )
+    torch.testing.assert_close(sum_terms(result.terms), expected.detach())
+    calls.clear()
+    run_step(Parts(CrossEntropy(), attack=Shift()), batch, step)
+    assert len(calls) == 1 and torch.equal(calls[0], (batch.image + 0.1).clamp(0, 1)), "main is the attacked image"
+
+
+def test_a_view_the_batch_lacks_is_named(network, batch, make_step):
+    with pytest.raises(ValueError, match="reads the view 'second', and the batch does not carry it"):
+        run_step(Parts(TwoViews(), attack=Shift()), batch, make_step(network))
+    with pytest.raises(ValueError, match="loss reads the adversarial view, and there is no attack"):
+        Parts(TwoViews())
+
+
+class Frozen(Teacher):
+    @torch.no_grad()
+    def forward(self, batch, step):
+        return Output(logits=torch.ones(len(batch), 3, dtype=torch.float64))
+
+
+class Imitate(Regularizer):
+    needs = frozenset({"teacher"})
+    views = ("main", "teacher")
+
+    def forward(self, outputs, batch, step):
+        return (outputs["main"].logits - outputs["teacher"].logits).square().mean(1)
+
+
+def test_the_teacher_fills_its_view_once(network, batch, make_step):
+    result = run_step(Parts(CrossEntropy(), {"imitate": Imitate()}, teacher=Frozen()), batch, make_step(network))
+    expected = (network(batch.image).logits - 1).square().mean()
+    torch.testing.assert_close(result.terms["imitate"], expected.detach())
+    with pytest.raises(ValueError, match="imitate needs teacher: add one with teacher=NAME"):
+        Parts(CrossEntropy(), {"imitate": Imitate()})
+
+
+class MapFlip(Mixing):
+    """Averages the unpooled map with the partner's."""
+
+    at = "feature_map"
+
+    def mix_batch(self, batch, step):
+        return batch
+
+    def mix_map(self, feature_map, batch, step):
+        return (feature_map + feature_map.flip(0)) / 2
+
+
+def test_feature_maps_are_mixed_before_pooling(network, batch, make_step):
+    result = run_step(Parts(CrossEntropy(), mixing=MapFlip()), batch, make_step(network))
+    feature_map = network.backbone.forward_features(network.normalize(batch.image))
+    logits = network.head((feature_map + feature_map.flip(0)).mean((2, 3)) / 2).logits
+    torch.testing.assert_close(result.outputs[0]["main"].logits, logits.detach())
+
+
+class Perturbed(Gradient):
+    """SAM's two passes: the gradient at weights moved by the first gradient."""
+
+    def forward(self, passes, backward, network, step):
+        for terms in passes():
+            backward(sum_terms(terms))
+        first = [p.grad.clone() for p in network.parameters()]
+        with torch.no_grad():
+            for p, g in zip(network.parameters(), first, strict=True):
+                p.add_(g, alpha=0.1)
+                p.grad = None
+        for terms in passes():
+            backward(sum_terms(terms))
+        with torch.no_grad():
+            for p, g in zip(network.parameters(), first, strict=True):
+                p.sub_(g, alpha=0.1)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_two_gradient_passes(make_network, batch, make_step, micro_batches):
+    network, plain = make_network(), make_network()
+    result = run_step(Parts(CrossEntropy(), gradient=Perturbed()), batch, make_step(network), micro_batches=micro_batches)
+    loss = cross_entropy(plain(batch.image).logits, batch.label)
+    first = torch.autograd.grad(loss, list(plain.parameters()))
+    with torch.no_grad():
+        for p, g in zip(plain.parameters(), first, strict=True):
+            p.add_(g, alpha=0.1)
+    cross_entropy(plain(batch.image).logits, batch.label).backward()
+    for ours, theirs in zip(gradients(network), gradients(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    torch.testing.assert_close(result.terms["cross_entropy"], loss.detach())
+    assert len(result.batches) == len(result.outputs) == min(micro_batches, 8), "only the first pass is recorded"
+
+
+class Softmax(Reweighting):
+    """Coefficients that need every loss of the update."""
+
+    needs_all_losses = True
+
+    def forward(self, loss_B, outputs, batch, step):
+        assert len(loss_B) == step.batch_size
+        return loss_B.detach().softmax(0)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 3])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_coefficients_of_all_losses_are_exact_under_micro_batches(
+    make_network, batch, make_step, micro_batches, batch_norm
+):
+    network, plain = make_network(batch_norm=batch_norm), make_network(batch_norm=batch_norm)
+    run_step(Parts(CrossEntropy(), reweighting=Softmax()), batch, make_step(network), micro_batches=micro_batches)
+    pieces = torch.cat([plain(piece.image).logits for piece in batch.split(micro_batches)])
+    loss = cross_entropy(pieces, batch.label, reduction="none")
+    (loss * loss.detach().softmax(0)).sum().backward()
+    for ours, theirs in zip(gradients(network), gradients(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    for (name, ours), theirs in zip(network.named_buffers(), plain.buffers(), strict=True):
+        assert torch.equal(ours, theirs), f"{name}: the extra pass moved the norm statistics"
+
+
+class Broken(Regularizer):
+    def forward(self, outputs, batch, step):
+        return outputs["main"].logits.sum(1) * torch.where(batch.index == 5, float("nan"), 0.0)
+
+
+def test_a_term_that_is_not_finite_is_named_with_its_step(network, batch, make_step):
+    result = run_step(Parts(CrossEntropy(), {"broken": Broken()}), batch, make_step(network))
+    with pytest.raises(NonFiniteError, match="the term broken is not finite in epoch 2, update 17"):
+        check_finite(result, None, epoch=2, update=17)
+    good = run_step(Parts(CrossEntropy()), batch, make_step(network))
+    check_finite(good, torch.tensor(1.0), 0, 0)
+    with pytest.raises(NonFiniteError, match="the gradient norm is not finite"):
+        check_finite(good, torch.tensor(float("inf")), 0, 0)
+    batch.image[3] = float("nan")
+    result = run_step(Parts(CrossEntropy()), batch, make_step(network))
+    with pytest.raises(NonFiniteError, match=r"cross_entropy .*Samples with such a loss: 3 \(1 in all\)"):
+        check_finite(result, None, 0, 0)
