@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class Batch:
             return [self]
         bounds = [round(i * len(self) / parts) for i in range(parts + 1)]
         spans = [(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
-        return [self.map(lambda tensor, a=a, b=b: tensor[a:b]) for a, b in spans]
+        return [self.map(partial(_rows, start=a, stop=b)) for a, b in spans]
 
     @staticmethod
     def join(batches: Sequence[Batch]) -> Batch:
@@ -92,6 +93,10 @@ class Batch:
             for key, value in first.extra.items()
         }
         return replace(first, **changes, extra=extra)
+
+
+def _rows(tensor: Tensor, start: int, stop: int) -> Tensor:
+    return tensor[start:stop]
 
 
 _TENSOR_FIELDS = tuple(f.name for f in fields(Batch) if f.name != "extra")
@@ -114,6 +119,17 @@ class Output:
     embedding: Tensor | None = None
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
     maps: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def class_scores(self) -> Tensor:
+        """The logits ``[B, C]``.
+
+        Raises:
+            ValueError: the head gives none.
+        """
+        if self.logits is None:
+            raise ValueError("this needs logits, and the head gives none; choose a classifying head (head=linear)")
+        return self.logits
 
     def detach(self) -> Output:
         """The same values without the graph."""

@@ -154,7 +154,7 @@ class Classification(LightningModule):
         self.evaluated_network.eval()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        logits_BC = at_least_float32(self.evaluated_network(batch.image).logits)
+        logits_BC = at_least_float32(self.evaluated_network(batch.image).class_scores)
         self.val_meter.add(
             {
                 "loss": cross_entropy(logits_BC, batch.label, reduction="sum"),

@@ -46,8 +46,9 @@ def create_optimizer(
     Raises:
         ValueError: unknown name, or nothing to train.
     """
-    if name.lower() not in timm.optim.list_optimizers():
-        raise ValueError(unknown_name("optimizer.name", name, timm.optim.list_optimizers()))
+    known = [str(choice) for choice in timm.optim.list_optimizers()]
+    if name.lower() not in known:
+        raise ValueError(unknown_name("optimizer.name", name, known))
     groups = parameter_groups(network, parts, weight_decay, layer_decay, decay_norm_and_bias)
     if not any(group["params"] for group in groups):
         raise ValueError("no parameter requires a gradient; set backbone.freeze=false or give the head parameters")
@@ -66,7 +67,8 @@ def parameter_groups(
     """Groups with weight decay on matrices only, and a learning-rate scale for each depth where asked."""
     backbone, others = network.backbone, [network.head] + ([parts] if parts is not None else [])
     assert isinstance(backbone, nn.Module)
-    skip = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else set()
+    no_weight_decay: Any = getattr(backbone, "no_weight_decay", set)
+    skip = no_weight_decay()
     if layer_decay is not None:
         groups = param_groups_layer_decay(
             backbone, weight_decay=weight_decay, no_weight_decay_list=skip, layer_decay=layer_decay

@@ -6,12 +6,6 @@ import torch
 from torch import Tensor
 
 
-def at_least_float32(tensor: Tensor | None) -> Tensor:
-    """Half and bfloat16 become float32; float32 and float64 stay as they are.
-
-    Raises:
-        ValueError: the output was not produced (a head without logits under a loss that needs them).
-    """
-    if tensor is None:
-        raise ValueError("this part needs logits, and the head gives none; choose a classifying head (head=linear)")
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half and bfloat16 become float32; float32 and float64 stay as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

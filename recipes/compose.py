@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -35,16 +35,19 @@ def compose_config(words: Sequence[str], root: str = "train", target: str = "rec
         raise ConfigError(overrides.problems)
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = OmegaConf.to_container(compose(root, overrides=overrides.words), resolve=True)
+            composed = compose(root, overrides=overrides.words)
+        for group in overrides.swapped:
+            composed[group] = _afresh(group, overrides)
+        config = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError([*overrides.problems, _first_line(error)]) from error
-    assert isinstance(config, dict)
+    config = cast(dict[str, Any], config)
     if overrides.recipe is not None:
         config["recipe"] = overrides.recipe
-    problems = overrides.problems + _absent_parts(config) + problems_of(config, target)
+    problems = overrides.problems + _absent_parts(config, {name for name, _ in overrides.values}) + problems_of(config, target)
     if problems:
         raise ConfigError(problems)
-    return config  # type: ignore[return-value]
+    return config
 
 
 def to_yaml(config: dict[str, Any]) -> str:
@@ -52,16 +55,29 @@ def to_yaml(config: dict[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config))
 
 
-def _absent_parts(config: dict[Any, Any]) -> list[str]:
-    """Keys of parts that were never chosen; taken out, so that they are named once and in these words."""
+def _afresh(group: str, overrides: Overrides) -> Any:
+    """A part chosen on the command line: its own defaults and the command line's keys, not the recipe's settings,
+    which were meant for the part it replaces (an SGD learning rate is none for AdamP)."""
+    node = OmegaConf.load(CONFIGS / group / f"{overrides.swapped[group]}.yaml")
+    for name, value in overrides.values:
+        if name.startswith(f"{group}."):
+            OmegaConf.update(node, name.removeprefix(f"{group}."), value, force_add=True)
+    return node
+
+
+def _absent_parts(config: dict[Any, Any], typed: set[str]) -> list[str]:
+    """Keys of parts that are not chosen are taken out: silently what a recipe set for a part that was replaced, with
+    a message what the command line says."""
     problems = []
     for group, node in config.items():
         if isinstance(node, dict) and group in LIST_GROUPS:
             for name in [name for name, part in node.items() if not is_part(part)]:
-                problems.append(f"{group}.{name} is not part of this configuration; add it with +{group}={name}")
+                if any(key.startswith(f"{group}.{name}") for key in typed):
+                    problems.append(f"{group}.{name} is not part of this configuration; add it with +{group}={name}")
                 del node[name]
         elif group in SEATS and isinstance(node, dict) and node and not is_part(node):
-            problems.append(f"{group}.{next(iter(node))}: no {group} is chosen; choose one with {group}=NAME")
+            if any(key.startswith(f"{group}.") for key in typed):
+                problems.append(f"{group}.{next(iter(node))}: no {group} is chosen; choose one with {group}=NAME")
             config[group] = None
         elif group in LIST_GROUPS and node is None:
             config[group] = {}

@@ -34,12 +34,16 @@ class Overrides:
         problems: messages about words that cannot be used.
         recipe: the chosen recipe, None when its name is wrong.
         words: Hydra overrides that can be composed.
+        values: (dotted key, value) of every plain ``key=value``.
+        swapped: groups of one part whose option differs from the recipe's.
     """
 
     def __init__(self, words: Sequence[str], root: str = "train") -> None:
         self.root, self.problems = root, list[str]()
         defaults = root_defaults(root)
         self.recipe: str | None = defaults.get("recipe")
+        self.values: list[tuple[str, Any]] = []
+        self.swapped: dict[str, str] = {}
         self._groups: dict[str, Any] = {}
         self._keys: list[str] = []
         parsed = [override for word in words if (override := self._parse(word)) is not None]
@@ -48,8 +52,7 @@ class Overrides:
 
     @property
     def words(self) -> list[str]:
-        groups = [f"{name}={_spell(value)}" for name, value in self._groups.items()]
-        return groups + self._keys
+        return [_spell(name, value) for name, value in self._groups.items()] + self._keys
 
     def _parse(self, word: str) -> Override | None:
         try:
@@ -74,8 +77,7 @@ class Overrides:
         elif override.is_delete():
             self._keys.append(f"~{name}")
         else:
-            value = override.input_line.split("=", 1)[1]
-            self._keys.append(f"++{name}={value}")
+            self._set(name, override.value(), str(override.input_line).split("=", 1)[1])
 
     def _read_group(self, group: str, override: Override, defaults: dict[str, Any]) -> None:
         several = group in LIST_GROUPS
@@ -83,7 +85,8 @@ class Overrides:
         if override.is_delete():
             if not current:
                 self.problems.append(f"~{group}: the recipe has no {group} to remove")
-            self._groups[group] = [] if several else None
+            else:
+                self._groups[group] = [] if several else None
             return
         value = override.value()
         if isinstance(value, dict) or (isinstance(value, list) and not several):
@@ -102,13 +105,19 @@ class Overrides:
         if several:
             before = current if override.is_add() else []
             self._groups[group] = list(dict.fromkeys([*(before or []), *known]))
-        elif group == "backbone" and known[0] not in options("backbone"):
-            self._groups[group] = "timm"
-            self._keys.insert(0, f"++backbone.name={known[0]}")
-        elif group == "recipe":
+        elif group == "backbone" and known and known[0] not in options("backbone"):
+            self._groups[group] = self.swapped[group] = "timm"
+            self._set("backbone.name", known[0], known[0])
+        elif group == "recipe" and known:
             self.recipe = self._groups["recipe"] = known[0]
-        else:
+        elif known or current:
             self._groups[group] = known[0] if known else None
+            if known and known[0] != current:
+                self.swapped[group] = known[0]
+
+    def _set(self, name: str, value: Any, text: str) -> None:
+        self.values.append((name, value))
+        self._keys.append(f"++{name}={text}")
 
     def _known(self, group: str, name: str) -> bool:
         if name in options(group) or (group == "backbone" and is_backbone(name)):
@@ -125,10 +134,11 @@ class Overrides:
         return False
 
 
-def _spell(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{','.join(value)}]"
-    return "null" if value is None else str(value)
+def _spell(group: str, value: Any) -> str:
+    """Hydra's own words for a choice."""
+    if value is None:
+        return f"~{group}"
+    return f"{group}=[{','.join(value)}]" if isinstance(value, list) else f"{group}={value}"
 
 
 @cache

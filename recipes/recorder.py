@@ -46,7 +46,7 @@ class Recorder(Checkpoint):
             "epoch": row["epoch"],
             "update": row["update"],
             "metrics": row,
-            "network": pl_module.evaluated_network.state_dict(),
+            "network": pl_module.evaluated_network.state_dict(),  # type: ignore[union-attr, operator]
         }
         if self._is_best(row):
             self.best = row

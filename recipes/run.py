@@ -128,7 +128,7 @@ class Run:
             "epochs": len(rows),
             "updates": rows[-1]["update"] if rows else 0,
             "parts": self.task.parts.report(),  # type: ignore[union-attr, operator]
-            "parameters": sum(p.numel() for p in self.task.network.parameters()),  # type: ignore[union-attr]
+            "parameters": sum(p.numel() for p in self.task.network.parameters()),  # type: ignore[union-attr, misc]
             "wall_seconds": seconds,
             "train_seconds": train_seconds,
             "images_per_second": sum(r["seconds"] * r["images_per_second"] for r in rows) / max(train_seconds, 1e-9),

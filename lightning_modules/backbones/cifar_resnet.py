@@ -6,7 +6,6 @@ timm has no such model. Module names follow github.com/akamaster/pytorch_resnet_
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,8 +13,6 @@ from timm.layers import create_classifier
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-BLOCKS = {20: 3, 32: 5, 44: 7, 56: 9, 110: 18}  # layers -> blocks in each of the three stages: 6 n + 2
 
 
 def shortcut_a(x: Tensor, out_channels: int, stride: int) -> Tensor:
@@ -150,20 +147,42 @@ default_cfgs = generate_default_cfgs(
             "classifier": "linear",
             "paper_ids": "arXiv:1512.03385",
         }
-        for depth in BLOCKS
+        for depth in (20, 32, 44, 56, 110)
     }
 )
 
 
-def _entrypoint(depth: int) -> Callable[..., nn.Module]:
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        kwargs = {"blocks": BLOCKS[depth], **kwargs}
-        return build_model_with_cfg(CifarResNet, create.__name__, pretrained, **kwargs)
-
-    create.__name__ = create.__qualname__ = f"cifar_resnet{depth}"
-    create.__doc__ = f"CIFAR ResNet-{depth} of He et al. 2016, option-A shortcuts."
-    return create
+def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    blocks = (int(name.removeprefix("cifar_resnet")) - 2) // 6  # layers = 6 * blocks + 2
+    return build_model_with_cfg(CifarResNet, name, pretrained, blocks=blocks, **kwargs)
 
 
-for _depth in BLOCKS:
-    register_model(_entrypoint(_depth))
+# One plain function each: whoever lists our models without importing torch reads these names from the source.
+@register_model
+def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """CIFAR ResNet-20, 0.27 million parameters."""
+    return _create("cifar_resnet20", pretrained, kwargs)
+
+
+@register_model
+def cifar_resnet32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """CIFAR ResNet-32, 0.46 million parameters."""
+    return _create("cifar_resnet32", pretrained, kwargs)
+
+
+@register_model
+def cifar_resnet44(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """CIFAR ResNet-44, 0.66 million parameters."""
+    return _create("cifar_resnet44", pretrained, kwargs)
+
+
+@register_model
+def cifar_resnet56(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """CIFAR ResNet-56, 0.85 million parameters."""
+    return _create("cifar_resnet56", pretrained, kwargs)
+
+
+@register_model
+def cifar_resnet110(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """CIFAR ResNet-110, 1.73 million parameters."""
+    return _create("cifar_resnet110", pretrained, kwargs)

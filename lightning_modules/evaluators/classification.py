@@ -41,7 +41,7 @@ class ClassificationEvaluator(Evaluator):
         mistakes: list[tuple[float, int, Mistake]] = []
         for batch in data.batches:
             batch = batch.to(device)
-            logits_BC = at_least_float32(network(batch.image).logits)
+            logits_BC = at_least_float32(network(batch.image).class_scores)
             if logits_BC.shape[1] != classes:
                 raise ValueError(
                     f"the network has {logits_BC.shape[1]} classes and the data {classes}; evaluate it on the data it "

@@ -41,7 +41,7 @@ class Predict(Evaluator):
             writer.writerow(["path", *(f"{what}_{k + 1}" for k in range(top) for what in ("class", "probability"))])
             for batch in data.batches:
                 batch = batch.to(device)
-                values, classes = at_least_float32(network(batch.image).logits).softmax(1).topk(top)
+                values, classes = at_least_float32(network(batch.image).class_scores).softmax(1).topk(top)
                 for index, row_values, row_classes in zip(
                     batch.index.tolist(), values.tolist(), classes.tolist(), strict=True
                 ):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 from torch import Tensor
 
 from kernels.batch import Output
@@ -30,6 +33,14 @@ class Head(Part):
     def forward(self, features_BD: Tensor, label: Tensor | None = None) -> Output:
         """Only margin heads read ``label`` (``[B]``, and only in training); others ignore it."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(features_BD, label)")
+
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments that build this head again, as plain values; exported files store them.
+
+        By default the attributes with the names of the constructor's keyword-only arguments.
+        """
+        parameters = inspect.signature(type(self).__init__).parameters.values()
+        return {p.name: getattr(self, p.name) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, num_classes={self.num_classes}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,6 +45,9 @@ class Cosine(Head):
             self.scale = nn.Parameter(start)
         else:
             self.register_buffer("scale", start)
+
+    def settings(self) -> dict[str, Any]:
+        return {"scale": self.scale.item(), "learn_scale": isinstance(self.scale, nn.Parameter)}
 
     def forward(self, features_BD: Tensor, label: Tensor | None = None) -> Output:
         dtype = torch.promote_types(torch.promote_types(features_BD.dtype, self.weight.dtype), torch.float32)

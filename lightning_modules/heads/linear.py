@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,6 +36,9 @@ class Linear(Head):
         start = nn.Linear(in_features, num_classes, bias=bias)  # PyTorch's initialization, the one timm keeps
         self.weight = start.weight
         self.bias = start.bias
+
+    def settings(self) -> dict[str, Any]:
+        return {"bias": self.bias is not None, "dropout_prob": self.dropout_prob}
 
     def forward(self, features_BD: Tensor, label: Tensor | None = None) -> Output:
         dropped_BD = F.dropout(features_BD, self.dropout_prob, self.training) if self.dropout_prob else features_BD

@@ -32,7 +32,7 @@ class BinaryCrossEntropy(Loss):
         self.sum_classes = sum_classes
 
     def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> dict[str, Tensor]:
-        logits_BC = at_least_float32(outputs["main"].logits)
+        logits_BC = at_least_float32(outputs["main"].class_scores)
         classes = logits_BC.shape[1]
         target_BC = batch.label if batch.label.ndim == 2 else one_hot(batch.label, classes)
         target_BC = target_BC.to(logits_BC.dtype)

@@ -26,7 +26,7 @@ class CrossEntropy(Loss):
         self.label_smoothing = label_smoothing
 
     def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> dict[str, Tensor]:
-        logits_BC = at_least_float32(outputs["main"].logits)
+        logits_BC = at_least_float32(outputs["main"].class_scores)
         label = batch.label if batch.label.ndim == 1 else batch.label.to(logits_BC.dtype)
         return {
             "cross_entropy": cross_entropy(logits_BC, label, reduction="none", label_smoothing=self.label_smoothing)

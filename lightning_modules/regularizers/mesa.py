@@ -82,8 +82,8 @@ class MESA(Regularizer):
         if self.average is None or not self.active(step.epoch):
             return None
         with torch.no_grad():
-            past_BC = self.average(batch.image).logits
-        kl_B = trajectory_kl(outputs["main"].logits, past_BC, self.temperature, scale=self.scale_tau2)
+            past_BC = self.average(batch.image).class_scores
+        kl_B = trajectory_kl(outputs["main"].class_scores, past_BC, self.temperature, scale=self.scale_tau2)
         self.activity.count(kl_B.detach())
         return self.weight * kl_B
 

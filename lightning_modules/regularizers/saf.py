@@ -91,7 +91,7 @@ class SAF(Regularizer):
     def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> Tensor | None:
         if not self.active(step.epoch):
             return None
-        logits_BC = outputs["main"].logits
+        logits_BC = outputs["main"].class_scores
         past_BC, fresh_B = self.past(batch.index, step.epoch)
         kl_B = trajectory_kl(logits_BC, past_BC, self.temperature, scale=self.scale_tau2)
         kl_B = torch.where(fresh_B, kl_B, 0.0)
@@ -104,7 +104,7 @@ class SAF(Regularizer):
             return
         self.activity.commit(step.epoch)
         slot = step.epoch % self.lag
-        logits_BC = outputs["main"].logits.clamp(-FLOAT16_MAX, FLOAT16_MAX).to(torch.float16)
+        logits_BC = outputs["main"].class_scores.clamp(-FLOAT16_MAX, FLOAT16_MAX).to(torch.float16)
         self.store[slot].index_copy_(0, batch.index, logits_BC)
         self.written[slot].index_fill_(0, batch.index, step.epoch)
 

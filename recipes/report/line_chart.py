@@ -120,11 +120,11 @@ def _mark(chart: Chart, at: float, text: str, x: Axis, y: Axis) -> list[Markup]:
     nearest = min(range(len(chart.x)), key=lambda i: abs(chart.x[i] - at))
     heights = [y(line[nearest]) for line in chart.lines.values() if line[nearest] is not None]  # type: ignore[arg-type]
     low = bool(heights) and min(heights) < (TOP + HEIGHT - BOTTOM) / 2
-    right_half = x(at) > WIDTH / 2
+    turned = x(at) > WIDTH - RIGHT - 6 * len(text) - 10  # no room to the right
     return [
         element("line", x1=x(at), x2=x(at), y1=TOP, y2=HEIGHT - BOTTOM, class_="mark"),
-        element("text", text, x=x(at) + (-5 if right_half else 5), y=HEIGHT - BOTTOM - 8 if low else TOP + 12,
-                class_="end halo" if right_half else "halo"),
+        element("text", text, x=x(at) + (-5 if turned else 5), y=HEIGHT - BOTTOM - 8 if low else TOP + 12,
+                class_="end halo" if turned else "halo"),
     ]  # fmt: skip
 
 

@@ -34,11 +34,13 @@ def label(name: str) -> str:
 
 
 def number(value: float) -> str:
-    """Four significant digits at most, thousands separated, small and huge values with an exponent."""
+    """Four significant digits, thousands separated; large counts in millions, extreme values with an exponent."""
     if not math.isfinite(value):
         return {math.inf: "∞", -math.inf: "−∞"}.get(value, "—")
     size = abs(value)
-    if size and (size < 1e-3 or size >= 1e7):
+    if value == int(value) and 1e7 <= size < 1e12:
+        text = f"{value / 1e9:.3g}{SPACE}G" if size >= 1e9 else f"{value / 1e6:.3g}{SPACE}M"
+    elif size and (size < 1e-3 or size >= 1e7):
         mantissa, _, exponent = f"{value:.2e}".partition("e")
         text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     elif size >= 1000 or value == int(value):

@@ -12,6 +12,7 @@ from recipes.report.markup import Markup, element
 from recipes.report.numbers import duration, label, number, percent, quantity
 from recipes.report.run_files import RunFiles, flatten
 
+LEAD = ("accuracy", "loss", "seed", "wall_seconds", "images_per_second", "peak_memory_mb")  # the first among the cards
 CARDS = 12  # more would push the curves off the first screen; the table of results has them all
 
 
@@ -36,6 +37,8 @@ def cards(run: RunFiles, evaluation: Evaluation) -> Markup:
     splits = {"test": _test_metrics(run, evaluation), "val": _numbers(run.results.get("val"))}
     for split, metrics in splits.items():
         for key, value in metrics.items():
+            if key == "images":
+                continue  # stands beside the main number
             name = label(key)
             text = f"{split.capitalize()} {name if name[:2].isupper() else name[:1].lower() + name[1:]}"
             entries.append((text, quantity(key, value)))
@@ -107,6 +110,7 @@ def _test_metrics(run: RunFiles, evaluation: Evaluation) -> dict[str, float]:
 
 
 def _numbers(tree: Any) -> dict[str, float]:
-    """The numbers directly in ``tree``; none where it is no dict."""
+    """The numbers directly in ``tree``, those of ``LEAD`` first; none where it is no dict."""
     items = tree.items() if isinstance(tree, dict) else ()
-    return {str(k): v for k, v in items if isinstance(v, int | float) and not isinstance(v, bool)}
+    found = {str(k): v for k, v in items if isinstance(v, int | float) and not isinstance(v, bool)}
+    return {key: found[key] for key in sorted(found, key=lambda key: LEAD.index(key) if key in LEAD else len(LEAD))}

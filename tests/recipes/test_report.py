@@ -218,8 +218,8 @@ def test_axes_cover_the_data_with_few_round_ticks(low: float, high: float) -> No
 
 
 def test_quantities_read_well() -> None:
-    assert [number(v) for v in (0.0, 1.0, 0.12345, 4903210, 1.58e-5, -2.5, math.inf, math.nan)] == [
-        "0", "1", "0.1235", "4\u202f903\u202f210", "1.58e−5", "−2.5", "∞", "—"]  # fmt: skip
+    assert [number(v) for v in (0.0, 1.0, 0.12345, 4903210, 11.2e6, 1.58e-5, -2.5, math.inf, math.nan)] == [
+        "0", "1", "0.1235", "4\u202f903\u202f210", "11.2\u00a0M", "1.58e−5", "−2.5", "∞", "—"]  # fmt: skip
     assert percent(0.503) == "50.3\u00a0%"
     assert duration(3725) == "1\u00a0h 02\u00a0min" and duration(59.94) == "59.9\u00a0s"
     assert label("images_per_second") == "Images / s" and label("val/top5_accuracy") == "Top-5 accuracy"

@@ -57,7 +57,9 @@ def test_timm_interface() -> None:
     assert model.get_classifier().weight.shape == (3, 64) == (3, model.head_hidden_size)
     assert model(image.double()).dtype == torch.float64
     model.reset_classifier(0)
-    assert torch.equal(model(image.double()), model.forward_head(model.forward_features(image.double()), pre_logits=True))
+    assert torch.equal(
+        model(image.double()), model.forward_head(model.forward_features(image.double()), pre_logits=True)
+    )
 
 
 def test_checkpointing_changes_no_gradient() -> None:

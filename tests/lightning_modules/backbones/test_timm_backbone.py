@@ -25,9 +25,9 @@ FAMILIES = {
     "test_efficientnet": 64, "test_mambaout": 64, "test_vit_relpos": 160, "lcnet_035": 64, "starnet_s050": 64,
     "dla46x_c": 64, "mobilevit_xxs": 64, "edgenext_xx_small": 64, "repghostnet_050": 64, "ghostnet_050": 64,
     "ese_vovnet19b_slim_dw": 64, "efficientvit_b0": 64, "efficientvit_m0": 224, "cspnext_tiny": 64, "regnetx_002": 64,
-    "fasternet_t0": 64, "cs3darknet_focus_s": 64, "iformer_t": 224, "xcit_nano_12_p8_224": 64, "inception_next_atto": 64,
+    "fasternet_t0": 64, "cs3darknet_focus_s": 64, "iformer_t": 224, "inception_next_atto": 64, "levit_128s": 224,
     "swiftformer_xs": 224, "efficientformerv2_s0": 224, "fastvit_t8": 64, "pvt_v2_b0": 64, "rexnet_100": 64,
-    "levit_128s": 224, "hgnetv2_b0": 64, "crossvit_tiny_240": 240,
+    "xcit_nano_12_p8_224": 64, "hgnetv2_b0": 64, "crossvit_tiny_240": 240,
 }  # fmt: skip
 
 
@@ -134,7 +134,9 @@ def test_classifier_keys() -> None:
 
 
 def test_misfit_weights_are_listed(weights: Path) -> None:
-    with pytest.raises(ValueError, match=r"does not fit the timm model resnet18 .*missing: .* and \d+ more.*other shape"):
+    with pytest.raises(
+        ValueError, match=r"does not fit the timm model resnet18 .*missing: .* and \d+ more.*other shape"
+    ):
         create_backbone(name="resnet18", pretrained=str(weights))
     state = load_file(weights)
     state["stranger"] = torch.zeros(1)

@@ -14,7 +14,8 @@ from lightning_modules.heads.cosine import Cosine
 def by_hand(features: torch.Tensor, weight: torch.Tensor, scale: float) -> list[list[float]]:
     f, w = features.double().tolist(), weight.detach().double().tolist()
     return [
-        [scale * sum(a * b for a, b in zip(x, y, strict=True)) / (math.hypot(*x) * math.hypot(*y)) for y in w] for x in f
+        [scale * sum(a * b for a, b in zip(x, y, strict=True)) / (math.hypot(*x) * math.hypot(*y)) for y in w]
+        for x in f
     ]
 
 

@@ -1,0 +1,217 @@
+"""Export: plain timm loads what was written, and it gives what the network gave."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lightning_modules.backbones.timm_backbone import create_backbone
+from lightning_modules.heads.cosine import Cosine
+from lightning_modules.heads.linear import Linear
+from lightning_modules.network import Network
+from recipes.export import export_safetensors
+from recipes.exported import head_path, load_exported
+
+CLASSES = ["apple", "pear", "plum"]
+PREPROCESSING = {"image_size": 48, "resize_size": 64, "interpolation": "bicubic", "channels": "RGB"}
+
+
+@pytest.fixture(scope="module")
+def photographs() -> Tensor:
+    """Eight real tiles of the embedded set, ``[8, 3, 48, 48]`` in [0, 1]."""
+    mosaic = Path(__file__).parents[2] / "datamodules" / "grocery_mini" / "grocery40_48.jpg"
+    if not mosaic.is_file():
+        pytest.skip(f"needs {mosaic}")
+    with Image.open(mosaic) as image:
+        rows = np.asarray(image.crop((0, 0, 8 * 48, 48)))
+    return torch.from_numpy(rows.reshape(48, 8, 48, 3).transpose(1, 3, 0, 2).copy()).float() / 255
+
+
+def make(name: str, head: type = Linear, settings: dict[str, Any] | None = None, **keys: Any) -> Network:
+    """A network whose norm statistics are not the initial ones, so that a lost one would show."""
+    torch.manual_seed(0)
+    backbone = create_backbone(name=name, **keys)
+    network = Network(backbone, head(backbone.num_features, len(CLASSES), **(settings or {})))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    return network
+
+
+def export(network: Network, path: Path, images: Tensor, **changes: Any) -> list[Path]:
+    arguments: dict[str, Any] = {
+        "name": network.backbone_name,
+        "kwargs": network.backbone_kwargs,
+        "in_channels": network.in_channels,
+        "classes": CLASSES,
+        "preprocessing": PREPROCESSING,
+        "sample_images": images,
+    }
+    return export_safetensors(network, path, **(arguments | changes))
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "imports"),
+    [
+        ("test_resnet", {}, ""),
+        ("test_resnet.r160_in1k", {"bias": False}, ""),
+        ("test_efficientnet", {}, ""),
+        ("cifar_resnet20", {}, "lightning_modules.backbones"),
+        ("resnet10t_small", {"dropout_prob": 0.5}, "lightning_modules.backbones"),
+    ],
+)
+def test_plain_timm_gives_the_same(
+    name: str, settings: dict[str, Any], imports: str, tmp_path: Path, photographs: Tensor
+) -> None:
+    network = make(name, settings=settings).train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    path = tmp_path / "net.safetensors"
+    assert export(network, path, photographs) == [path]
+    assert os.listdir(tmp_path) == ["net.safetensors"]
+    assert network.training and all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+    metadata = metadata_of(path)
+    stated = json.loads(metadata["preprocessing"])
+    assert json.loads(metadata["classes"]) == CLASSES
+    assert (metadata["architecture"], metadata["import"]) == (name, imports)
+    assert (stated["input_size"], stated["crop_pct"], stated["interpolation"]) == ([3, 48, 48], 0.75, "bicubic")
+    model = timm.create_model(name, num_classes=3, checkpoint_path=str(path)).eval()
+    plain = (photographs - torch.tensor(stated["mean"]).view(3, 1, 1)) / torch.tensor(stated["std"]).view(3, 1, 1)
+    expected = network.eval()(photographs).logits
+    torch.testing.assert_close(model(plain), expected, rtol=0, atol=1e-4)  # another order of rounding in `plain`
+
+    loaded, classes, preprocessing = load_exported(path)
+    assert classes == CLASSES and preprocessing == stated and not loaded.training
+    assert torch.equal(loaded(photographs).logits, expected)
+
+
+def test_a_convolutional_classifier_is_reshaped(tmp_path: Path, photographs: Tensor) -> None:
+    """timm's dla classifies by a 1x1 convolution."""
+    network, path = make("dla46x_c"), tmp_path / "net.safetensors"
+    assert export(network, path, photographs) == [path]
+    assert torch.equal(load_file(path)["fc.weight"], network.head.weight[:, :, None, None])
+    assert torch.equal(load_exported(path)[0].head.weight, network.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "images_like"),
+    [("test_resnet", Cosine, 48), ("levit_128s", Linear, 224)],  # levit: two classifiers with norms of their own
+)
+def test_two_files_where_timms_classifier_does_not_fit(
+    name: str, head: type, images_like: int, tmp_path: Path, photographs: Tensor
+) -> None:
+    images = torch.nn.functional.interpolate(photographs[:2], size=images_like)
+    network = make(name, head).eval()
+    path = tmp_path / "net.safetensors"
+    assert export(network, path, images) == [path, tmp_path / "net.head.safetensors"]
+    model = timm.create_model(name, num_classes=0, checkpoint_path=str(path)).eval()
+    normalized = network.normalize(images)
+    features = model.forward_head(model.forward_features(normalized), pre_logits=True)
+    torch.testing.assert_close(features, network(images).features, rtol=0, atol=1e-6)
+    assert torch.equal(load_exported(path)[0](images).logits, network(images).logits)
+    head_path(path).unlink()
+    with pytest.raises(FileNotFoundError, match="net.head.safetensors; exported files that belong together"):
+        load_exported(path)
+
+
+def test_channels_kwargs_and_other_dtypes(tmp_path: Path, photographs: Tensor) -> None:
+    network = make("test_resnet", in_channels=1, kwargs={"global_pool": "avgmax"}).bfloat16()
+    network.to(memory_format=torch.channels_last)
+    export(network, tmp_path / "net.safetensors", photographs[:, :1])
+    loaded = load_exported(tmp_path / "net.safetensors")[0]
+    assert {value.dtype for value in load_file(tmp_path / "net.safetensors").values()} <= {torch.float32, torch.int64}
+    assert loaded.in_channels == 1 and loaded.backbone.global_pool.pool_type == "avgmax"
+    assert loaded.normalize.mean.dtype == torch.float64
+
+
+def test_mismatch_leaves_nothing(tmp_path: Path, photographs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def corrupted(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
+        key = next(key for key in tensors if key.endswith("conv2.weight"))
+        save_file(tensors | {key: tensors[key] * 1.01}, file, metadata)
+
+    monkeypatch.setattr("recipes.export.save_file", corrupted)
+    with pytest.raises(ValueError, match="gives other logits than the network: largest difference .* nothing was kept"):
+        export(make("test_resnet"), tmp_path / "net.safetensors", photographs)
+    assert os.listdir(tmp_path) == []
+
+
+def test_surgery_that_timm_cannot_load_is_refused(tmp_path: Path, photographs: Tensor) -> None:
+    network = make("test_resnet")
+    network.backbone.bn1.register_buffer("extra", torch.zeros(1))
+    with pytest.raises(ValueError, match="cannot load the exported weights, nothing was kept: .*extra.*surgery"):
+        export(network, tmp_path / "net.safetensors", photographs)
+    changed = make("test_resnet")
+    changed.backbone.act1 = torch.nn.GELU()
+    with pytest.raises(ValueError, match="gives other logits than the network"):
+        export(changed, tmp_path / "net.safetensors", photographs)
+    assert os.listdir(tmp_path) == []
+
+
+def test_nan_is_a_mismatch(tmp_path: Path, photographs: Tensor) -> None:
+    network = make("test_resnet")
+    with torch.no_grad():
+        network.head.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="largest difference nan"):
+        export(network, tmp_path / "net.safetensors", photographs)
+
+
+def test_argument_errors(tmp_path: Path, photographs: Tensor) -> None:
+    network, path = make("test_resnet"), tmp_path / "net.safetensors"
+    for message, changes in {
+        "2 class names for a head of 3 classes": {"classes": ["a", "b"]},
+        r"preprocessing lacks \['interpolation', 'resize_size'\]": {"preprocessing": {"image_size": 48}},
+        "the check needs at least one image": {"sample_images": photographs[:0]},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            export(network, path, photographs, **changes)
+    with pytest.raises(ValueError, match="timm tells the format by the ending; use net.safetensors"):
+        export(network, tmp_path / "net.bin", photographs)
+    path.write_text("precious")
+    with pytest.raises(FileExistsError, match="exists and is not overwritten"):
+        export(network, path, photographs)
+    assert path.read_text() == "precious"
+
+
+def test_reading_errors(tmp_path: Path, photographs: Tensor) -> None:
+    path = tmp_path / "net.safetensors"
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        load_exported(path)
+    path.write_text("text")
+    with pytest.raises(ValueError, match="is not a safetensors file"):
+        load_exported(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="was not exported by this library; .* backbone.pretrained="):
+        load_exported(path)
+
+
+@pytest.mark.parametrize("kind", ["os.system", "torch.nn.Linear", "lightning_modules.heads.base.Tensor"])
+def test_nothing_outside_the_heads_folder_is_imported(kind: str, tmp_path: Path, photographs: Tensor) -> None:
+    path = tmp_path / "net.safetensors"
+    export(make("test_resnet", Cosine), path, photographs)
+    metadata = metadata_of(path)
+    head = json.loads(metadata["head"]) | {"class": kind}
+    save_file(load_file(path), path, metadata | {"head": json.dumps(head)})
+    with pytest.raises(
+        ValueError, match=f"head '{kind}' is not one of ours; heads lie in lightning_modules.heads.base"
+    ):
+        load_exported(path)
+    save_file(load_file(path), path, metadata | {"architecture": "local-dir:/tmp"})
+    with pytest.raises(ValueError, match="hub and folder sources are not allowed"):
+        load_exported(path)
