@@ -56,8 +56,15 @@ def torchvision_transform() -> Callable[[np.ndarray], Tensor]:
     from PIL import Image
     from torchvision.transforms import v2
 
-    steps = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ToImage(),
-                        v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+    steps = v2.Compose(
+        [
+            v2.RandomCrop(32, padding=4),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+        ]
+    )
     return lambda image: steps(Image.fromarray(image))
 
 
@@ -66,8 +73,15 @@ def albumentations_transform() -> Callable[[np.ndarray], Tensor]:
     import albumentations as A
     from albumentations.pytorch import ToTensorV2
 
-    steps = A.Compose([A.PadIfNeeded(40, 40, border_mode=0), A.RandomCrop(32, 32), A.HorizontalFlip(p=0.5),
-                       A.Normalize(MEAN, STD), ToTensorV2()])
+    steps = A.Compose(
+        [
+            A.PadIfNeeded(40, 40, border_mode=0),
+            A.RandomCrop(32, 32),
+            A.HorizontalFlip(p=0.5),
+            A.Normalize(MEAN, STD),
+            ToTensorV2(),
+        ]
+    )
     return lambda image: steps(image=image)["image"]
 
 
@@ -99,8 +113,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
-    keys: dict[str, Any] = {"augment": BatchAugment(crop_padding=4, flip_prob=0.5), "val_fraction": 0.0,
-                            "batch_size": arguments.batch_size}
+    keys: dict[str, Any] = {
+        "augment": BatchAugment(crop_padding=4, flip_prob=0.5),
+        "val_fraction": 0.0,
+        "batch_size": arguments.batch_size,
+    }
     data = CIFAR10(0, root=arguments.root, verify=False, **keys) if arguments.root else RandomImages(0, **keys)
     data.setup()
     images = data.train_images.permute(0, 2, 3, 1).contiguous().numpy()

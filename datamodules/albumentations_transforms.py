@@ -38,8 +38,13 @@ class FileAugment:
     ) -> None:
         if not 0.0 < min_scale <= 1.0:
             raise ValueError(f"augment.min_scale must be in (0, 1], got {min_scale}")
-        limits = {"flip_prob": (flip_prob, 1.0), "brightness": (brightness, 1.0), "contrast": (contrast, 1.0),
-                  "saturation": (saturation, 1.0), "hue": (hue, 0.5)}
+        limits = {
+            "flip_prob": (flip_prob, 1.0),
+            "brightness": (brightness, 1.0),
+            "contrast": (contrast, 1.0),
+            "saturation": (saturation, 1.0),
+            "hue": (hue, 0.5),
+        }
         for name, (value, most) in limits.items():
             if not 0.0 <= value <= most:
                 raise ValueError(f"augment.{name} must be in [0, {most}], got {value}")
@@ -70,8 +75,10 @@ class FileAugment:
             import albumentations
             import cv2
         except ImportError as error:
-            raise ImportError("training on image files needs albumentations; pip install 'albumentations>=2.0.8,<2.1', "
-                              "or set data.augment=null") from error
+            raise ImportError(
+                "training on image files needs albumentations; pip install 'albumentations>=2.0.8,<2.1', "
+                "or set data.augment=null"
+            ) from error
 
         cv2.setNumThreads(0)  # its threads do not survive the fork of a loader process
         steps = [

@@ -63,8 +63,10 @@ class ArrayData(ImageData):
     def __init__(self, seed: int = 0, *, augment: BatchAugment | None = None, **common: Any) -> None:
         super().__init__(seed, **common)
         if augment is not None and not isinstance(augment, BatchAugment):
-            raise TypeError(f"data.augment of {type(self).__name__} must be a datamodules.augment.BatchAugment, "
-                            f"got {type(augment).__name__}")
+            raise TypeError(
+                f"data.augment of {type(self).__name__} must be a datamodules.augment.BatchAugment, "
+                f"got {type(augment).__name__}"
+            )
         self.augment = augment
 
     def arrays(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]]:
@@ -89,7 +91,7 @@ class ArrayData(ImageData):
         labels = self.test_labels if part == "test" else self.train_labels
         augment = self.augment if part == "train" else None
         images = self.test_images if part == "test" else self.train_images if augment is None else self._prepared
-        if self.num_workers == 0 and self.device.type != "cpu":
+        if self.num_workers == 0 and self.device.type == "cuda":
             images, labels = self._placed(part, images), labels.to(self.device)
         return ArraySource(images, labels, self.size, augment, self.seed)
 
@@ -109,8 +111,13 @@ class ArrayData(ImageData):
         return digest.hexdigest()
 
     def preprocessing(self) -> dict[str, Any]:
-        return {"image_size": self.image_size, "resize_size": self.image_size, "interpolation": "bicubic",
-                "channels": "RGB", "range": [0.0, 1.0]}
+        return {
+            "image_size": self.image_size,
+            "resize_size": self.image_size,
+            "interpolation": "bicubic",
+            "channels": "RGB",
+            "range": [0.0, 1.0],
+        }
 
     def test_picture(self, index: int) -> np.ndarray:
         return self.test_images[index].permute(1, 2, 0).contiguous().numpy()
@@ -125,7 +132,9 @@ def check_images(images: Tensor, labels: Tensor, part: str, size: tuple[int, int
     if images.shape[2] != images.shape[3]:
         raise ValueError(f"{part} images are {images.shape[2]}x{images.shape[3]}; arrays must hold square images")
     if size is not None and tuple(images.shape[2:]) != size:
-        raise ValueError(f"{part} images are {images.shape[2]}x{images.shape[3]} but the training images are "
-                         f"{size[0]}x{size[1]}; bring them to one size")
+        raise ValueError(
+            f"{part} images are {images.shape[2]}x{images.shape[3]} but the training images are "
+            f"{size[0]}x{size[1]}; bring them to one size"
+        )
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} {part} images but {len(labels)} labels; each image needs one")

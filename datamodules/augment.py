@@ -45,8 +45,9 @@ class BatchAugment:
         if padding_mode not in ("constant", "reflect"):
             raise ValueError(f"augment.padding_mode is {padding_mode!r}; choose constant or reflect")
         if crop_padding < 0 or cutout_size < 0:
-            raise ValueError(f"augment.crop_padding and augment.cutout_size are pixels >= 0, "
-                             f"got {crop_padding} and {cutout_size}")
+            raise ValueError(
+                f"augment.crop_padding and augment.cutout_size are pixels >= 0, got {crop_padding} and {cutout_size}"
+            )
         for name, value in (("flip_prob", flip_prob), ("brightness", brightness), ("contrast", contrast)):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"augment.{name} must be in [0, 1], got {value}")
@@ -72,11 +73,13 @@ class BatchAugment:
             epoch: 0-based epoch.
             size: height and width of the images before ``prepare``.
         """
-        draws = uniform(seed, epoch, index_B, view_B, self._streams).to(prepared.device)
+        draws = uniform(seed, epoch, index_B, view_B, self._streams)
+        flips = draws[2] < self.flip_prob
+        draws = draws.to(prepared.device)
         top, left = (draws[:2] * (2 * self.crop_padding + 1)).to(torch.int64)
         images = kernel.crop(prepared, index_B.to(prepared.device), top, left, size)
         if self.flip_prob > 0:
-            images = kernel.flip(images, draws[2] < self.flip_prob)
+            images = kernel.flip(images, flips)
         if self.cutout_size > 0:
             row, column = (int(side) * draw for side, draw in zip(size, draws[3:5], strict=True))
             images = kernel.cutout(images, row.to(torch.int64), column.to(torch.int64), self.cutout_size)

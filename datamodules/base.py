@@ -37,7 +37,8 @@ class ImageData(lightning.LightningDataModule):
         num_train: length of the full training set before split and limits: that of every per-sample store.
         train_index, val_index, test_index: positions of the parts in use. ``val_index`` points into the training set,
             unless the source has a validation set of its own.
-        device: where images in memory live; set it before the loaders are built.
+        device: set it before the loaders are built. On a CUDA device and without workers, images that fit in memory
+            are kept and augmented there; otherwise batches come on the CPU.
     """
 
     channels = 3
@@ -65,8 +66,11 @@ class ImageData(lightning.LightningDataModule):
         drop_last: bool = True,
     ) -> None:
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1),
-                                   ("num_workers", num_workers, 0)):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
             if value < least:
                 raise ValueError(f"data.{name} must be at least {least}, got {value}")
         self.seed, self.split_seed = seed, split_seed
@@ -171,5 +175,7 @@ def check_labels(labels: Tensor, classes: Sequence[str], part: str) -> None:
     wrong = ((labels < 0) | (labels >= len(classes))).nonzero()[:, 0]
     if len(wrong):
         first = int(wrong[0])
-        raise ValueError(f"{part} label {int(labels[first])} at index {first} is outside 0..{len(classes) - 1} "
-                         f"({len(classes)} classes); {len(wrong)} labels are; correct the label file")
+        raise ValueError(
+            f"{part} label {int(labels[first])} at index {first} is outside 0..{len(classes) - 1} "
+            f"({len(classes)} classes); {len(wrong)} labels are; correct the label file"
+        )

@@ -159,8 +159,10 @@ def _check_md5(folder: Path, files: list[list[str]]) -> None:
 
     wrong = [name for name, md5 in files if not check_integrity(str(folder / name), md5)]
     if wrong:
-        raise ValueError(f"{folder}: {', '.join(wrong)} differ from the published files (md5); bring another copy, "
-                         "or set data.verify=false when they were rebuilt on purpose")
+        raise ValueError(
+            f"{folder}: {', '.join(wrong)} differ from the published files (md5); bring another copy, "
+            "or set data.verify=false when they were rebuilt on purpose"
+        )
 
 
 class CIFAR100(CIFAR10):

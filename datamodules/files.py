@@ -88,8 +88,9 @@ class FileSource(Dataset[Batch]):
         try:
             image = read_rgb(self.files[position], self.max_pixels)
         except Exception as error:  # decoders of damaged files raise nearly anything
-            raise ValueError(f"cannot read image {self.files[position]} (index {position}): {error}; "
-                             "replace the file or remove it") from error
+            raise ValueError(
+                f"cannot read image {self.files[position]} (index {position}): {error}; replace the file or remove it"
+            ) from error
         if self.augment is not None and seeds is not None:
             return self.augment(np.array(image), seeds, self.image_size)
         return resize_and_crop(image, self.resize_size, self.image_size, self.interpolation)

@@ -70,11 +70,15 @@ class Folder(ImageData):
             drop_last=drop_last,
         )
         if augment is not None and not isinstance(augment, FileAugment):
-            raise TypeError("data.augment of Folder must be a datamodules.albumentations_transforms.FileAugment, "
-                            f"got {type(augment).__name__}")
+            raise TypeError(
+                "data.augment of Folder must be a datamodules.albumentations_transforms.FileAugment, "
+                f"got {type(augment).__name__}"
+            )
         if val_folder == test_folder:
-            raise ValueError(f"data.val_folder and data.test_folder are both {test_folder!r}; the test images must not "
-                             "select the model, set data.val_folder=null to split from the training part")
+            raise ValueError(
+                f"data.val_folder and data.test_folder are both {test_folder!r}; the test images must not "
+                "select the model, set data.val_folder=null to split from the training part"
+            )
         self.root, self.val_folder, self.test_folder = Path(root).expanduser(), val_folder, test_folder
         self.image_size = image_size
         self.resize_size, self.interpolation = checked_sizes(image_size, resize_size, interpolation)
@@ -94,20 +98,35 @@ class Folder(ImageData):
         labels = {"train": self.train_labels, "val": self.val_labels, "test": self.test_labels}[own]
         augment = self.augment if part == "train" else None
         assert labels is not None
-        return FileSource(self.files[own], labels, self.image_size, self.resize_size, self.interpolation,
-                          self.max_pixels, augment, self.seed)
+        return FileSource(
+            self.files[own],
+            labels,
+            self.image_size,
+            self.resize_size,
+            self.interpolation,
+            self.max_pixels,
+            augment,
+            self.seed,
+        )
 
     def content_digest(self) -> str:
         """Over names, labels and file sizes; reading all pixels of a large set would take hours."""
         digest = hashlib.sha256("\0".join(self.classes).encode())
         for part, files in sorted(self.files.items()):
             for index in range(len(files)):
-                digest.update(f"{part}/{files.name(index)}\0{files[index].stat().st_size}\n".encode(errors="surrogateescape"))
+                digest.update(
+                    f"{part}/{files.name(index)}\0{files[index].stat().st_size}\n".encode(errors="surrogateescape")
+                )
         return digest.hexdigest()
 
     def preprocessing(self) -> dict[str, Any]:
-        return {"image_size": self.image_size, "resize_size": self.resize_size, "interpolation": self.interpolation,
-                "channels": "RGB", "range": [0.0, 1.0]}
+        return {
+            "image_size": self.image_size,
+            "resize_size": self.resize_size,
+            "interpolation": self.interpolation,
+            "channels": "RGB",
+            "range": [0.0, 1.0],
+        }
 
     def test_picture(self, index: int) -> np.ndarray:
         return self.source("test").picture(index)
@@ -119,6 +138,8 @@ def checked_sizes(image_size: int, resize_size: int | None, interpolation: Any) 
         raise ValueError(f"data.interpolation is {interpolation!r}; choose bilinear or bicubic")
     resize_size = round(image_size / 0.875) if resize_size is None else resize_size
     if not 1 <= image_size <= resize_size:
-        raise ValueError(f"data.image_size={image_size} must be at least 1 and at most data.resize_size={resize_size}, "
-                         "the shorter side it is cropped from")
+        raise ValueError(
+            f"data.image_size={image_size} must be at least 1 and at most data.resize_size={resize_size}, "
+            "the shorter side it is cropped from"
+        )
     return resize_size, interpolation

@@ -20,8 +20,10 @@ def class_names(folder: Path) -> tuple[str, ...]:
         FileNotFoundError: there is no such folder, or no class folder in it.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder.absolute()}; expected {folder.name}/CLASS/IMAGE below data.root "
-                                f"= {folder.parent.absolute()}")
+        raise FileNotFoundError(
+            f"no folder {folder.absolute()}; expected {folder.name}/CLASS/IMAGE below data.root "
+            f"= {folder.parent.absolute()}"
+        )
     names = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."))
     if not names:
         raise FileNotFoundError(f"{folder.absolute()} holds no class folders; expected {folder.name}/CLASS/IMAGE")
@@ -36,12 +38,16 @@ def image_names(folder: Path) -> list[str]:
         if entry.name[0] == ".":
             continue
         if entry.is_dir():
-            raise ValueError(f"{folder} holds the folder {entry.name!r}; images must lie directly in their class "
-                             "folder, move them up")
+            raise ValueError(
+                f"{folder} holds the folder {entry.name!r}; images must lie directly in their class "
+                "folder, move them up"
+            )
         (kept if entry.name.lower().endswith(SUFFIXES) else others).append(entry.name)
     if others:
-        warnings.warn(f"{folder}: {len(others)} files are not used, the first is {others[0]!r}; "
-                      f"images are {', '.join(SUFFIXES)}", stacklevel=2)
+        warnings.warn(
+            f"{folder}: {len(others)} files are not used, the first is {others[0]!r}; images are {', '.join(SUFFIXES)}",
+            stacklevel=2,
+        )
     return kept
 
 
@@ -60,19 +66,23 @@ def scan(folder: Path, classes: tuple[str, ...], allow_missing: bool = False) ->
     extra = [name for name in found if name not in set(classes)]
     missing = [] if allow_missing else [name for name in classes if name not in set(found)]
     if extra:
-        raise ValueError(f"{folder} has class folders that the training part has not: {_some(extra)}; "
-                         "rename or remove them")
+        raise ValueError(
+            f"{folder} has class folders that the training part has not: {_some(extra)}; rename or remove them"
+        )
     if missing:
-        raise ValueError(f"{folder} has no folder for these classes of the training part: {_some(missing)}; "
-                         "add them, or set data.allow_missing_classes=true")
+        raise ValueError(
+            f"{folder} has no folder for these classes of the training part: {_some(missing)}; "
+            "add them, or set data.allow_missing_classes=true"
+        )
     names: list[str] = []
     labels: list[int] = []
     position = {name: label for label, name in enumerate(classes)}
     for name in found:
         images = image_names(folder / name)
         if not images:
-            raise ValueError(f"class folder {folder / name} holds no image ({', '.join(SUFFIXES)}); "
-                             "add images or remove the folder")
+            raise ValueError(
+                f"class folder {folder / name} holds no image ({', '.join(SUFFIXES)}); add images or remove the folder"
+            )
         names += [f"{name}/{image}" for image in images]
         labels += [position[name]] * len(images)
     return FileList(folder, names), torch.tensor(labels, dtype=torch.int64)

@@ -75,8 +75,10 @@ class ShuffledOrder(Sampler[Keys]):
         self.index, self.batch_size, self.seed, self.drop_last = index, batch_size, seed, drop_last
         self.epoch, self.start = 0, 0
         if len(self) == 0:
-            raise ValueError(f"no batch to train on: {len(index)} training samples, batch_size={batch_size}, "
-                             f"drop_last={drop_last}; use a smaller batch_size, more samples or drop_last=false")
+            raise ValueError(
+                f"no batch to train on: {len(index)} training samples, batch_size={batch_size}, "
+                f"drop_last={drop_last}; use a smaller batch_size, more samples or drop_last=false"
+            )
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.index), self.batch_size)
@@ -110,8 +112,10 @@ class ShuffledOrder(Sampler[Keys]):
         rest = len(self.index) % self.batch_size
         smallest = rest if rest and not self.drop_last else self.batch_size
         if smallest < world:
-            raise ValueError(f"a batch of {smallest} samples cannot be shared by {world} processes; "
-                             "use drop_last=true or another batch_size")
+            raise ValueError(
+                f"a batch of {smallest} samples cannot be shared by {world} processes; "
+                "use drop_last=true or another batch_size"
+            )
 
 
 class StoredOrder(Sampler[Keys]):

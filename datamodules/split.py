@@ -36,13 +36,12 @@ def choose(labels: Tensor, index: Tensor, total: int, seed: int, stream: str) ->
         seed: of the choice.
         stream: name of the choice; different names choose independently.
     """
-    chosen = torch.zeros(len(index), dtype=torch.bool)
-    classes, counts = labels[index].unique(return_counts=True)
-    draw = bits(seed, 0, index, 0, [stream])[0]
-    for label, share in zip(classes.tolist(), allocate(counts, total).tolist(), strict=True):
-        members = (labels[index] == label).nonzero()[:, 0]
-        chosen[members[draw[members].argsort()[:share]]] = True
-    return chosen
+    _, group, counts = labels[index].unique(return_inverse=True, return_counts=True)
+    order = bits(seed, 0, index, 0, [stream])[0].argsort()
+    order = order[group[order].argsort(stable=True)]  # class by class, at random inside each
+    start = counts.cumsum(0) - counts
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(index)) - start[group[order]])
+    return rank < allocate(counts, total)[group]
 
 
 def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -57,8 +56,10 @@ def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor
     held = choose(labels, everything, round(fraction * len(labels)), seed, "split")
     lost = sorted(set(labels.tolist()) - set(labels[~held].tolist()))
     if lost:
-        raise ValueError(f"data.val_fraction={fraction} leaves no training sample of class {lost[0]}; "
-                         "use a smaller one, or more images of that class")
+        raise ValueError(
+            f"data.val_fraction={fraction} leaves no training sample of class {lost[0]}; "
+            "use a smaller one, or more images of that class"
+        )
     return everything[~held], everything[held]
 
 

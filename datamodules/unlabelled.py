@@ -19,9 +19,9 @@ class Unlabelled:
     """All images below a folder, at any depth, in the order of their paths; labels are -1.
 
     Args:
-        root: the folder.
         preprocessing: what ``ImageData.preprocessing()`` of the training data said.
-        batch_size: images of a batch.
+        root: the folder.
+        eval_batch_size: images of a batch.
         num_workers: loader processes.
         max_pixels: refuse larger images.
 
@@ -32,17 +32,17 @@ class Unlabelled:
         FileNotFoundError: there is no such folder or no image in it.
 
     Example:
-        data = Unlabelled("photos", trained_on.preprocessing())
+        data = Unlabelled(trained_on.preprocessing(), root="photos")
         for batch in data.dataloader():
             names = [data.paths[i] for i in batch.index.tolist()]
     """
 
     def __init__(
         self,
-        root: str,
         preprocessing: dict[str, Any],
         *,
-        batch_size: int = 64,
+        root: str,
+        eval_batch_size: int = 256,
         num_workers: int = 0,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -57,7 +57,7 @@ class Unlabelled:
         )
         if not self.paths:
             raise FileNotFoundError(f"no image in {folder.absolute()}; images are {', '.join(SUFFIXES)}")
-        self.batch_size, self.num_workers = batch_size, num_workers
+        self.batch_size, self.num_workers = eval_batch_size, num_workers
         image_size = preprocessing["image_size"]
         resize_size, interpolation = checked_sizes(
             image_size, preprocessing["resize_size"], preprocessing["interpolation"]

@@ -28,8 +28,10 @@ def pad(images: Tensor, padding: int, mode: str = "constant") -> Tensor:
         return F.pad(images, (padding,) * 4)
     height, width = images.shape[-2:]
     if padding >= min(height, width):
-        raise ValueError(f"reflect padding of {padding} needs images larger than that, got {height}x{width}; "
-                         "use a smaller crop_padding or padding_mode=constant")
+        raise ValueError(
+            f"reflect padding of {padding} needs images larger than that, got {height}x{width}; "
+            "use a smaller crop_padding or padding_mode=constant"
+        )
     return images[:, :, _mirror(height, padding, images.device)][..., _mirror(width, padding, images.device)]
 
 
@@ -69,13 +71,21 @@ def _row_offsets(channels: int, image_height: int, image_width: int, height: int
 
 
 def flip(images: Tensor, flip_B: Tensor) -> Tensor:
-    """Mirror left to right where ``flip_B`` is true.
+    """Mirror left to right where ``flip_B`` is true, in place.
 
-    Whole images are chosen among all and their mirrors: five times as fast as ``torch.where`` on bytes.
+    Args:
+        images: ``[B, 3, H, W]`` uint8, contiguous.
+        flip_B: ``[B]`` bool; on the CPU also for images elsewhere, so that counting its trues does not wait for them.
     """
-    count = len(images)
-    both = torch.cat([images, images.flip(-1)])
-    return both.index_select(0, torch.arange(count, device=images.device).add_(flip_B, alpha=count))
+    chosen = flip_B.nonzero()[:, 0].to(images.device)
+    _words(images)[chosen] = _words(images.index_select(0, chosen).flip(-1))
+    return images
+
+
+def _words(images: Tensor) -> Tensor:
+    """The bytes of each image as a row, eight at a time where they come out even: assigning is much faster so."""
+    rows = images.flatten(1)
+    return rows.view(torch.int64) if rows.shape[1] % 8 == 0 else rows
 
 
 def cutout(images: Tensor, row_B: Tensor, column_B: Tensor, size: int) -> Tensor:

@@ -73,8 +73,8 @@ class Classification(LightningModule):
         self.epoch_metrics: dict[str, float] = {}
         self.last_loss: Tensor | None = None
         self.schedule: Scheduler
-        self._forward: Callable[..., Output] = torch.compile(network.__call__) if compile else network
-        self._has_batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
+        self._forward: Callable[..., Output] = torch.compile(network.__call__) if compile else network.__call__
+        self._batch_norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._samples, self._epoch_start, self._train_seconds = 0, 0.0, 0.0
 
     @property
@@ -126,7 +126,7 @@ class Classification(LightningModule):
 
     def _checked(self, batch: Batch) -> Batch:
         """Memory format, and the one batch a network with batch norm cannot learn from."""
-        if len(batch) // self.micro_batches <= 1 and self._has_batch_norm:
+        if len(batch) // self.micro_batches <= 1 and any(norm.training for norm in self._batch_norms):
             raise ValueError(
                 f"a batch of {len(batch)} image(s) in {self.micro_batches} micro-batch(es) leaves batch norm a single "
                 "sample, whose variance is undefined; set data.drop_last=true, a larger data.batch_size or fewer "

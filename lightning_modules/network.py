@@ -42,7 +42,7 @@ class Normalize(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         mean = self.mean.to(image.dtype).view(-1, 1, 1)
         scale = self.std.reciprocal().to(image.dtype).view(-1, 1, 1)
-        # In place on the difference: one allocation, 1.8 x the speed of (image - mean) / std at 128x3x32x32 on CPU.
+        # In place on the difference: one allocation instead of two.
         return (image - mean).mul_(scale)
 
     def extra_repr(self) -> str:

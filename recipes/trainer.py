@@ -63,9 +63,11 @@ def create_trainer(
 
 
 def _quiet() -> None:
-    """Silence what Lightning says about things this library decides itself (workers, loggers, available devices)."""
+    """Silence what Lightning says about things this library decides itself (workers, loggers, devices, frozen parts)."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*logging interval.*")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+    warnings.filterwarnings("ignore", message=".*but have no `val_dataloader`.*")
     warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

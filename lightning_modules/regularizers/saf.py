@@ -6,6 +6,8 @@ Official code: AngusDujw/SAF. Departures, with their reasons, are listed in docs
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -78,6 +80,14 @@ class SAF(Regularizer):
         shape = (self.lag, context.num_train, context.num_classes)
         self.register_buffer("store", torch.zeros(shape, dtype=torch.float16))
         self.register_buffer("written", torch.full(shape[:2], -1, dtype=torch.int32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SAF:
+        """The store stays float16 whatever dtype the module is cast to (trainer.precision=64-true casts it)."""
+        store = self._buffers.get("store")
+        super()._apply(fn, recurse)
+        if store is not None and self.store.dtype != torch.float16:
+            self.store = store.to(self.store.device)
+        return self
 
     def active(self, epoch: int) -> bool:
         """Whether the term is on in this epoch."""

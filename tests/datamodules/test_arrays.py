@@ -94,6 +94,17 @@ def test_resume_yields_the_remaining_batches(tiny: type[ArrayData], workers: int
         assert same(rest, whole[done:])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_same_bits_on_the_device(tiny: type[ArrayData]) -> None:
+    here, there = ready(tiny, augment=augmenting()), ready(tiny, augment=augmenting())
+    there.device = torch.device("cuda", 0)
+    moved = list(there.train_dataloader())
+    assert all(tensor.is_cuda for batch in moved for tensor in (batch.image, batch.label, batch.index))
+    assert same(list(here.train_dataloader()), [batch.to("cpu") for batch in moved])
+    tests = [batch.to("cpu") for batch in there.test_dataloader()]
+    assert same(list(here.test_dataloader()), tests)
+
+
 def test_augmentation_does_not_depend_on_the_batch_size(tiny: type[ArrayData]) -> None:
     def by_index(batch_size: int) -> dict[int, Tensor]:
         data = ready(tiny, augment=augmenting(), batch_size=batch_size, drop_last=False)

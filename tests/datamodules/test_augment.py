@@ -40,8 +40,11 @@ def test_crop_at_every_position_and_corner() -> None:
 
 def test_flip_cutout_and_float() -> None:
     images = picture(3)
-    flipped = kernel.flip(images, torch.tensor([True, False, True]))
+    flipped = kernel.flip(images.clone(), torch.tensor([True, False, True]))
     assert torch.equal(flipped, torch.stack([images[0].flip(-1), images[1], images[2].flip(-1)]))
+    odd = picture(2, 3, 5)  # 45 bytes, not a multiple of 8
+    assert torch.equal(kernel.flip(odd.clone(), torch.tensor([False, True])), torch.stack([odd[0], odd[1].flip(-1)]))
+    assert torch.equal(kernel.flip(odd.clone(), torch.tensor([False, False])), odd)
     holes = kernel.cutout(images, torch.tensor([0, 3, 5]), torch.tensor([0, 4, 7]), 4)
     for i, (row, column) in enumerate([(0, 0), (3, 4), (5, 7)]):
         expected = images[i].clone()

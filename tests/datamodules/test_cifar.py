@@ -54,8 +54,9 @@ def test_equal_to_torchvision(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr(datasets.CIFAR10, "_load_meta", lambda self: None)
     data = cifar10(root)
-    for part, images, labels in ((True, data.train_images, data.train_labels), (False, data.test_images, data.test_labels)):
-        theirs = datasets.CIFAR10(str(root), train=part)
+    ours = {True: (data.train_images, data.train_labels), False: (data.test_images, data.test_labels)}
+    for train, (images, labels) in ours.items():
+        theirs = datasets.CIFAR10(str(root), train=train)
         assert torch.equal(images, torch.from_numpy(theirs.data).permute(0, 3, 1, 2))
         assert labels.tolist() == theirs.targets
     assert data.classes == tuple("abcdefghij") and data.num_train == 100
@@ -145,8 +146,10 @@ def test_meta_without_names(root: Path) -> None:
         cifar10(root)
 
 
-@pytest.mark.skipif(not (Path(REAL) / "cifar-10-batches-py").is_dir() or not REAL,
-                    reason="set DATA_ROOT to a folder that holds cifar-10-batches-py")
+@pytest.mark.skipif(
+    not (Path(REAL) / "cifar-10-batches-py").is_dir() or not REAL,
+    reason="set DATA_ROOT to a folder that holds cifar-10-batches-py",
+)
 def test_real_cifar10() -> None:
     data = cifar10(Path(REAL))
     assert (data.num_train, len(data.test_labels)) == (50_000, 10_000)

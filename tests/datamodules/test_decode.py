@@ -126,8 +126,14 @@ def test_truncated_empty_and_foreign_files(tmp_path: Path) -> None:
     gif = io.BytesIO()
     Image.new("P", (4, 4)).save(gif, "GIF")
     jpeg = whole.getvalue()
-    contents = {"header": jpeg[:300], "half": jpeg[: len(jpeg) // 2], "end": jpeg[:-40], "empty": b"", "text": b"no image",
-                "gif": gif.getvalue()}
+    contents = {
+        "header": jpeg[:300],
+        "half": jpeg[: len(jpeg) // 2],
+        "end": jpeg[:-40],
+        "empty": b"",
+        "text": b"no image",
+        "gif": gif.getvalue(),
+    }
     for name, content in contents.items():
         (tmp_path / f"{name}.jpg").write_bytes(content)
         with pytest.raises(OSError, match="(?i)truncated|cannot identify"):

@@ -1,0 +1,53 @@
+"""Interleaved timing: several things in one run, in turn, so that a drifting machine drifts for all of them."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def interleave(candidates: dict[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
+    """Seconds of each call, all candidates in turn, ``repeats`` times after ``warmup`` rounds."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    names = list(candidates)
+    for round_ in range(warmup + repeats):
+        shift = round_ % len(names)  # nobody always comes first
+        for name in names[shift:] + names[:shift]:
+            synchronize()
+            start = time.perf_counter()
+            candidates[name]()
+            synchronize()
+            if round_ >= warmup:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratio(times: dict[str, list[float]], name: str, base: str) -> tuple[float, float, float]:
+    """Median of the round-by-round ratios, with their quartiles."""
+    ratios = sorted(a / b for a, b in zip(times[name], times[base], strict=True))
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return middle, low, high
+
+
+def save(name: str, rows: dict[str, object]) -> None:
+    """Keep the figures with hardware and versions, and print them."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    facts = {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({**facts, **rows}, indent=2)
+    (RESULTS / f"{name}_{'gpu' if torch.cuda.is_available() else 'cpu'}.json").write_text(text + "\n")
+    print(text)
