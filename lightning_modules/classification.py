@@ -166,21 +166,25 @@ class Classification(LightningModule):
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
             return
-        sums = self.val_meter.read()
+        sums = self.val_meter.read(self._sum_over_processes)
         metrics = {f"val/{name}": sums[name] / sums["samples"] for name in ("loss", "correct")}
         metrics["val/accuracy"] = metrics.pop("val/correct")
-        self.log_dict(metrics, sync_dist=True)
+        self.log_dict(metrics)  # already global
+
+    def _sum_over_processes(self, vector: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(vector, reduce_op="sum")  # type: ignore[return-value]
 
     def on_train_epoch_end(self) -> None:
         """Turn the sums of the epoch into one row of metrics; the only host read of the loop."""
-        sums, steps, samples = self.train_meter.read(), self.context.steps_per_epoch, self._samples
+        sums, steps = self.train_meter.read(self._sum_over_processes), self.context.steps_per_epoch
+        samples = self._samples * self.trainer.world_size
         correct = sums.pop("correct", None)
         terms = {f"train/{name}": value / steps for name, value in sums.items()}
         self.epoch_metrics = {
             "epoch": self.current_epoch,
             "update": self.update,
             "seconds": self._train_seconds,
-            "images_per_second": samples * self.trainer.world_size / max(self._train_seconds, 1e-9),
+            "images_per_second": samples / max(self._train_seconds, 1e-9),
             "lr": max(group["lr"] for group in self.optimizers().param_groups),  # type: ignore[union-attr]
             "train/loss": sum(terms.values()),
             **({} if correct is None else {"train/accuracy": correct / samples}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -25,11 +27,15 @@ class Meter:
         else:
             sums += vector
 
-    def read(self) -> dict[str, float]:
-        """Sums by name; forgets them."""
+    def read(self, reduce: Callable[[Tensor], Tensor] = lambda vector: vector) -> dict[str, float]:
+        """Sums by name; forgets them.
+
+        Args:
+            reduce: sums a vector over the processes, where there are several.
+        """
         totals: dict[str, float] = {}
         for names, vector in self._sums.items():
-            for name, value in zip(names, vector.tolist(), strict=True):
+            for name, value in zip(names, reduce(vector).tolist(), strict=True):
                 totals[name] = totals.get(name, 0.0) + value
         self._sums.clear()
         return totals

@@ -78,11 +78,28 @@ def assemble(
         module = make(task, network, parts, maker(optimizer), maker(schedule), context)
         fitter = make(trainer, [make(part) for part in (callback or {}).values()])
         evaluators: dict[str, Evaluator] = {key: make(part) for key, part in (evaluator or {}).items()}
+        if unlabelled := [key for key, part in evaluators.items() if part.reads != "labelled"]:
+            raise ValueError(
+                f"evaluator {', '.join(unlabelled)} reads a folder of images without labels, which a training run does "
+                "not have; run it afterwards with python evaluate.py checkpoint=RUN evaluator=NAME data.root=FOLDER"
+            )
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise ConfigError([str(error)]) from error
+    _check_processes(fitter.num_devices * fitter.num_nodes, data)
     if fitter.num_devices == 1 and data_module.num_workers == 0:
         data_module.device = fitter.strategy.root_device
     return Run(config, data_module, module, fitter, evaluators, surgery_report=report, command=command)
+
+
+def _check_processes(world: int, data: Part) -> None:
+    """Equal shares for every process, so that the mean of the processes' gradients is that of the global batch."""
+    if world > 1 and (data["batch_size"] % world or not data.get("drop_last", True)):
+        raise ConfigError(
+            [
+                f"{world} processes need equal shares of every batch: set data.drop_last=true and a data.batch_size "
+                f"that {world} divides (got {data['batch_size']})"
+            ]
+        )
 
 
 def make(node: Part, *positional: Any) -> Any:

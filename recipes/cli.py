@@ -9,6 +9,8 @@ from typing import Any
 from recipes.validate import ConfigError
 
 USAGE_ERROR = 2
+#: Errors of a run that explain themselves; by name, because their classes come with torch.
+EXPECTED = ("NeverActed", "NonFiniteError")
 
 
 def train(argv: Sequence[str] | None = None) -> int:
@@ -85,6 +87,11 @@ def _main(program: str, run: Callable[[list[str]], Any], argv: Sequence[str] | N
     except ConfigError as error:
         print(_listing(error.problems), file=sys.stderr)
         return USAGE_ERROR
+    except RuntimeError as error:
+        if type(error).__name__ not in EXPECTED:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _refuse_flags(words: Sequence[str]) -> None:

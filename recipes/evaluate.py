@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from recipes.compose import compose_config
-from recipes.validate import TARGET, ConfigError, problems_of
+from recipes.validate import TARGET, ConfigError, problems_of, unknown_key
 
 Part = dict[str, Any]
+UNLABELLED = ["root", "eval_batch_size", "num_workers", "max_pixels"]  # keys of data that a folder of images takes
 
 
 def configure(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -47,8 +48,6 @@ def evaluate_checkpoint(
     Raises:
         ConfigError: a checkpoint or data that cannot be used, with the reason.
     """
-    import torch
-
     from recipes.assemble import make, rebuild_network
     from recipes.checkpoint import load_checkpoint
     from recipes.directory import write_json
@@ -57,14 +56,15 @@ def evaluate_checkpoint(
         content = load_checkpoint(checkpoint)
         config = stored_config(content)
         node = data or change_data(config["data"], data_words, evaluators=evaluator)
-        chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        network = rebuild_network(config, len(content["classes"]), content["network"]).to(chosen).eval()
+        root = node.get("root") if data or any(word.startswith("data.root=") for word in data_words) else None
+        network = rebuild_network(config, len(content["classes"]), content["network"]).to(_device(device)).eval()
         folder = _output_folder(checkpoint, output)
+        runs = {name: make(part) for name, part in evaluator.items()}
+        sources = {name: _source(run.reads, node, root, content, folder, config["seed"]) for name, run in runs.items()}
+        folder.mkdir(parents=True)  # nothing is left behind where the data were refused
         results: dict[str, dict[str, float]] = {}
-        for name, part in evaluator.items():
-            run = make(part)
-            source = _source(run.reads, node, data_words, content, make, folder, config["seed"])
-            results[name] = run(network, source).metrics
+        for name, run in runs.items():
+            results[name] = run(network, sources[name]).metrics
             _print(name, results[name])
     except (ValueError, FileNotFoundError) as error:
         raise error if isinstance(error, ConfigError) else ConfigError([str(error)]) from error
@@ -90,25 +90,39 @@ def change_data(node: Part, words: Sequence[str], evaluators: dict[str, Part] | 
     dotted = [word.removeprefix("data.") for word in words]
     merged = OmegaConf.to_container(OmegaConf.merge(changed, OmegaConf.from_dotlist(dotted)))
     assert isinstance(merged, dict)
-    if set(evaluators or {}) != {"predict"} and (problems := problems_of(merged, node[TARGET], "data")):  # type: ignore[arg-type]
+    if set(evaluators or {}) == {"predict"}:  # any folder of images takes the place of the recipe's data
+        keys = [word.partition("=")[0] for word in dotted]
+        problems = [unknown_key(f"data.{key}", UNLABELLED) for key in keys if key not in UNLABELLED]
+    else:
+        problems = problems_of(merged, node[TARGET], "data")  # type: ignore[arg-type]
+    if problems:
         raise ConfigError(problems)
     return merged  # type: ignore[return-value]
 
 
-def _source(
-    reads: str, node: Part, words: Sequence[str], content: dict[str, Any], make: Any, folder: Path, seed: int
-) -> Any:
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise ConfigError([f"device={name} is not a device; choose auto, cpu, cuda or cuda:NUMBER"]) from error
+
+
+def _source(reads: str, node: Part, root: str | None, content: dict[str, Any], folder: Path, seed: int) -> Any:
     """Labelled: the test part of the data module. Unlabelled: every image below ``data.root``."""
     from lightning_modules.evaluators.base import EvaluationData
+    from recipes.assemble import make
 
     classes = tuple(content["classes"])
     if reads == "unlabelled":
         from datamodules.unlabelled import Unlabelled
 
-        if not any(word.startswith("data.root=") for word in words):
+        if root is None:
             raise ConfigError(["data.root must be given: data.root=FOLDER with the images to predict"])
-        keys = {key: node[key] for key in ("root", "eval_batch_size", "num_workers") if key in node}
-        images = Unlabelled(content["preprocessing"], **keys)
+        keys = {"batch_size": node["eval_batch_size"], "num_workers": node["num_workers"]}
+        keys |= {key: node[key] for key in ("max_pixels",) if key in node}
+        images = Unlabelled(root, content["preprocessing"], **keys)
         return EvaluationData(images.dataloader(), classes, paths=images.paths, output=folder)
     module = make(node, seed)
     module.setup()
@@ -131,7 +145,6 @@ def _output_folder(checkpoint: str, output: str | None) -> Path:
     number, first = 2, folder
     while folder.exists():
         folder, number = first.with_name(f"{first.name}_{number}"), number + 1
-    folder.mkdir(parents=True)
     return folder
 
 

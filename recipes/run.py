@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from datamodules.base import ImageData
 from lightning_modules.evaluators.base import EvaluationData, Evaluator
@@ -62,11 +64,14 @@ class Run:
             ConfigError: the run directory exists.
             NeverActed: a part had no effect; everything is written before this is raised.
         """
+        if rank_zero_only.rank > 0:  # the first process writes and evaluates
+            self._fit()
+            return {}
         self.directory = directory = self._open()
         start = time.monotonic()
         recorder = Recorder(directory, self._facts(), self._state)
         self.trainer.callbacks.append(recorder)  # type: ignore[attr-defined]
-        self.trainer.fit(self.task, datamodule=self.data)
+        self._fit()
         evaluations = self._evaluate(directory)
         results = self._results(recorder, evaluations, time.monotonic() - start)
         write_json(directory / "results.json", results)
@@ -80,6 +85,13 @@ class Run:
                 "start_epoch, train longer (trainer.max_epochs), or leave it out"
             )
         return results
+
+    def _fit(self) -> None:
+        """Train; afterwards every process is on its own again, so that evaluation sees the whole test set."""
+        self.trainer.fit(self.task, datamodule=self.data)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
 
     def _open(self) -> Path:
         config = self.config

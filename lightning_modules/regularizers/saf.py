@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kernels.batch import Batch, Output, Step
 from kernels.trajectory import trajectory_kl
+from lightning_modules.distributed import gather
 from lightning_modules.part import Context, Regularizer
 from lightning_modules.regularizers.activity import Activity
 from lightning_modules.regularizers.schedule import EpochWindow
@@ -115,8 +116,9 @@ class SAF(Regularizer):
         self.activity.commit(step.epoch)
         slot = step.epoch % self.lag
         logits_BC = outputs["main"].class_scores.clamp(-FLOAT16_MAX, FLOAT16_MAX).to(torch.float16)
-        self.store[slot].index_copy_(0, batch.index, logits_BC)
-        self.written[slot].index_fill_(0, batch.index, step.epoch)
+        index_B, logits_BC = gather(batch.index), gather(logits_BC)
+        self.store[slot].index_copy_(0, index_B, logits_BC)
+        self.written[slot].index_fill_(0, index_B, step.epoch)
 
     def end_epoch(self) -> dict[str, float]:
         """Mean divergence and the share of fresh rows, over the epoch."""

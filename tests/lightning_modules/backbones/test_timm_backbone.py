@@ -61,7 +61,7 @@ def test_features_have_the_declared_size(name: str) -> None:
 
 @pytest.mark.slow
 def test_every_timm_model_has_the_declared_size() -> None:
-    """All names, on the meta device: shapes without memory or arithmetic. About 6 minutes on one core."""
+    """All names, on the meta device: shapes without memory or arithmetic. About 8 minutes on one core."""
     seen = 0
     for name in timm.list_models():
         with torch.device("meta"):
