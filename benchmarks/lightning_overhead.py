@@ -1,6 +1,6 @@
 """What our training loop costs beside a bare Lightning trainer, and the share of an epoch outside the mathematics.
 
-    python benchmarks/lightning_overhead.py [--steps 300] [--repeats 7] [--data FOLDER]
+    python -m benchmarks.lightning_overhead [--steps 300] [--repeats 7] [--data FOLDER]
 
 1. Milliseconds per step of a recipe with its defaults (metrics, bar, checkpoint, validation off the clock) minus those
    of a bare ``Trainer`` with automatic optimization, on the same tiny network and the same batches.
@@ -18,30 +18,31 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from timing import save
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import lightning_modules.classification as classification
 import recipes
+from benchmarks.timing import save
 from kernels.batch import Batch
 from recipes.recorder import Recorder
 
-BATCH = 32
+BATCH = 4
 
 
 class Bare(LightningModule):
     """The same network and optimizer, nothing else."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, task: Any) -> None:
         super().__init__()
-        self.network = network
+        self.network: nn.Module = task.network
+        self.make_optimizer = task.make_optimizer
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         return cross_entropy(self.network(batch.image).logits, batch.label)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.network.parameters(), 0.01, momentum=0.9)
+        return self.make_optimizer(self.network)
 
 
 class Clock:
@@ -63,13 +64,13 @@ class Clock:
 
 
 def batches(steps: int) -> Any:
-    image, label = torch.rand(BATCH, 3, 48, 48), torch.arange(BATCH) % 40
+    image, label = torch.rand(BATCH, 3, 8, 8), torch.arange(BATCH) % 40
     same = [Batch(image, label, torch.arange(BATCH)) for _ in range(steps)]
     return torch.utils.data.DataLoader(same, batch_size=None)  # type: ignore[arg-type]
 
 
 def build(*words: str) -> Any:
-    small = ["backbone=conv4", "backbone.kwargs.channels=[2,2]", "trainer.accelerator=cpu"]
+    small = ["backbone=conv4", "backbone.kwargs.channels=[2]", "trainer.accelerator=cpu"]
     return recipes.build("grocery_baseline", [*small, "trainer.max_epochs=1", *words])
 
 
@@ -96,7 +97,7 @@ def bare(steps: int) -> float:
         accelerator="cpu",
         callbacks=[clock.callback],
     )
-    trainer.fit(Bare(build().task.network), train_dataloaders=batches(steps))
+    trainer.fit(Bare(build().task), train_dataloaders=batches(steps))
     return (clock.stop - clock.start) / steps
 
 

@@ -1,6 +1,6 @@
 """What a part costs: whole steps beside an A/A ratio, and the added operations alone over the step.
 
-    python benchmarks/step.py [--backbone cifar_resnet20] [--batch 128] [--repeats 15]
+    python -m benchmarks.step [--backbone cifar_resnet20] [--batch 128] [--repeats 15]
 
 Prints and keeps ratios against the plain step: A/A (the plain step against itself), SAF while active, MESA while
 active, both before they start. The SAF bar is tighter than the noise of whole steps, so its added operations (read of
@@ -14,8 +14,8 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from timing import interleave, ratio, save
 
+from benchmarks.timing import interleave, ratio, save
 from kernels.batch import Batch, Step
 from lightning_modules.backbones.timm_backbone import create_backbone
 from lightning_modules.heads.linear import Linear

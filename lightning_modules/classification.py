@@ -37,7 +37,7 @@ class Classification(LightningModule):
         clip_norm: largest gradient norm; None for no clipping.
         ema_decay: decay of an exponential moving average of the weights that is evaluated and exported instead of the
             weights; None for none. It warms up as ``1 - (1 + update) ** (-2/3)`` until it reaches the decay.
-        channels_last: memory format of network and images; faster for convolutions on most hardware.
+        channels_last: memory format of the weights, which convolutions pass on; faster on most hardware.
         compile: run the network through ``torch.compile``; state_dict keys stay as they are.
     """
 
@@ -67,7 +67,7 @@ class Classification(LightningModule):
         parts.setup(context)
         self.ema = ModelEmaV3(network, decay=ema_decay, use_warmup=True).requires_grad_(False) if ema_decay else None
         self.make_optimizer, self.make_schedule = make_optimizer, make_schedule
-        self.micro_batches, self.clip_norm, self.channels_last = micro_batches, clip_norm, channels_last
+        self.micro_batches, self.clip_norm = micro_batches, clip_norm
         self.update = 0
         self.train_meter, self.val_meter = Meter(), Meter()
         self.epoch_metrics: dict[str, float] = {}
@@ -75,6 +75,9 @@ class Classification(LightningModule):
         self.schedule: Scheduler
         self._forward: Callable[..., Output] = torch.compile(network.__call__) if compile else network.__call__
         self._batch_norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        # The parts' state is kept equal by the parts themselves; broadcasting it every step would cost and mix counts.
+        state = {f"parts.{name}" for name, _ in parts.named_buffers()}
+        self._ddp_params_and_buffers_to_ignore = state
         self._samples, self._epoch_start, self._train_seconds = 0, 0.0, 0.0
 
     @property
@@ -95,7 +98,7 @@ class Classification(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One update on one batch."""
-        batch = self._checked(batch)
+        self._check_batch(batch)
         optimizer: Any = self.optimizers()
         self.schedule.step_update(self.update)
         world = self.trainer.world_size
@@ -124,17 +127,14 @@ class Classification(LightningModule):
         self.update += 1
         self._commit(result, step)
 
-    def _checked(self, batch: Batch) -> Batch:
-        """Memory format, and the one batch a network with batch norm cannot learn from."""
+    def _check_batch(self, batch: Batch) -> None:
+        """The one batch a network with batch norm cannot learn from."""
         if len(batch) // self.micro_batches <= 1 and any(norm.training for norm in self._batch_norms):
             raise ValueError(
                 f"a batch of {len(batch)} image(s) in {self.micro_batches} micro-batch(es) leaves batch norm a single "
                 "sample, whose variance is undefined; set data.drop_last=true, a larger data.batch_size or fewer "
                 "task.micro_batches, or take a backbone without batch norm"
             )
-        if self.channels_last:
-            batch = batch.replace(image=batch.image.contiguous(memory_format=torch.channels_last))
-        return batch
 
     def _commit(self, result: StepResult, step: Step) -> None:
         """State and sums, only after a successful update."""

@@ -46,6 +46,4 @@ class Meter:
 
     def load(self, state: list[tuple[list[str], list[float]]], device: torch.device) -> None:
         """The inverse of ``state``."""
-        self._sums = {
-            tuple(names): torch.tensor(values, dtype=torch.float64, device=device) for names, values in state
-        }
+        self._sums = {tuple(names): torch.tensor(values, dtype=torch.float64, device=device) for names, values in state}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import timm
 import timm.optim
+import torch
+from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
@@ -73,8 +76,9 @@ def parameter_groups(
         groups = param_groups_layer_decay(
             backbone, weight_decay=weight_decay, no_weight_decay_list=skip, layer_decay=layer_decay
         )
-        for group in groups:  # the head, not the last layer of the backbone, is the top
-            group["lr_scale"] *= layer_decay
+        if _head_is_a_layer(network):
+            for group in groups:  # the head, not the last layer of the backbone, is the top
+                group["lr_scale"] *= layer_decay
     else:
         groups = param_groups_weight_decay(backbone, weight_decay=weight_decay, no_weight_decay_list=skip)
     for module in others:
@@ -83,6 +87,18 @@ def parameter_groups(
     if decay_norm_and_bias:
         groups = [{**group, "weight_decay": weight_decay} for group in groups]
     return [group for group in groups if group["params"]]
+
+
+def _head_is_a_layer(network: Any) -> bool:
+    """Whether timm counts the classifier as a layer above the backbone; it joins the last norm in ConvNeXt or BEiT."""
+    if not hasattr(network.backbone, "group_matcher"):
+        return True
+    with torch.device("meta"):  # names only: no memory, no random numbers drawn
+        full: Any = timm.create_model(
+            network.backbone_name, num_classes=2, in_chans=network.in_channels, **network.backbone_kwargs
+        )
+    layers = [group_parameters(m, m.group_matcher(coarse=False), reverse=True) for m in (full, network.backbone)]
+    return max(layers[0].values()) > max(layers[1].values())
 
 
 def create_schedule(
@@ -125,12 +141,11 @@ def create_schedule(
         "t_in_epochs": False,
     }
     if name == "cosine":
-        return CosineLRScheduler(
-            optimizer, max(total_updates - warmup, 1), lr_min=min_lr, warmup_prefix=True, **common
-        )
+        return CosineLRScheduler(optimizer, max(total_updates - warmup, 1), lr_min=min_lr, warmup_prefix=True, **common)
     if name == "wsd":
         decay = max(round(decay_fraction * total_updates), 1)
         return WSDLRScheduler(optimizer, max(total_updates - warmup, decay), lr_min=min_lr, decay_t=decay, **common)
     # timm applies milestone m at t = m - 1, hence the + 1
-    steps = [round(share * total_updates) + 1 for share in (milestones or [0.5, 0.75])] if name == "step" else []
+    shares_done = sorted([0.5, 0.75] if milestones is None else milestones) if name == "step" else []
+    steps = [round(share * total_updates) + 1 for share in shares_done]
     return MultiStepLRScheduler(optimizer, steps, decay_rate=decay_rate, warmup_prefix=False, **common)

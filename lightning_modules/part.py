@@ -59,7 +59,7 @@ class Part(nn.Module):
         return {}
 
     def acted(self) -> bool:
-        """Whether the part ever had an effect in this run; one that was asked for and never acted ends it with an error."""
+        """Whether the part ever had an effect in this run; one that never did ends the run with an error."""
         return True
 
 
@@ -114,7 +114,7 @@ class Teacher(Part):
 
 
 class Reweighting(Part):
-    """``(loss_B, outputs, batch, step) -> [B]`` detached coefficients for the loss term named ``term`` (None: the first).
+    """``(loss_B, outputs, batch, step) -> [B]`` detached coefficients for the loss term ``term`` (None: the first).
 
     The other terms keep the uniform mean.
 

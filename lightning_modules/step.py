@@ -20,7 +20,7 @@ from lightning_modules.parts import Parts
 
 @dataclass(slots=True)
 class StepResult:
-    """What one update saw, detached: the (mixed, attacked) micro-batches, their outputs, per-sample and scalar terms."""
+    """What one update saw, detached: the (mixed, attacked) micro-batches, their outputs and their terms."""
 
     batches: list[Batch] = field(default_factory=list)
     outputs: list[dict[str, Output]] = field(default_factory=list)
@@ -93,7 +93,9 @@ def forward_views(parts: Parts, batch: Batch, step: Step) -> dict[str, Output]:
             continue
         image = images.get(view)
         if image is None:
-            raise ValueError(f"a part reads the view {view!r}, and the batch does not carry it; views: {sorted(images)}")
+            raise ValueError(
+                f"a part reads the view {view!r}, and the batch does not carry it; views: {sorted(images)}"
+            )
         if id(image) not in done:
             done[id(image)] = step.forward(image, label=batch.label, mix_map=_map_mixing(parts, batch, step))
         outputs[view] = done[id(image)]

@@ -110,7 +110,8 @@ def make(node: Part, *positional: Any) -> Any:
     """
     module, _, name = node[TARGET].rpartition(".")
     if module.split(".")[0] not in ROOMS:
-        raise ConfigError([f"{node[TARGET]!r} is not a part of this library; targets start with {', '.join(ROOMS)}"])
+        rooms = ", ".join(ROOMS)
+        raise ConfigError([f"{node[TARGET]!r} is not a part of this library; targets start with {rooms}"])
     keys = {key: make(value) if is_part(value) else value for key, value in node.items() if key != TARGET}
     return getattr(import_module(module), name)(*positional, **keys)
 
@@ -139,7 +140,9 @@ def rebuild_network(config: Part, num_classes: int, state: dict[str, torch.Tenso
     Raises:
         ValueError: the weights are of another architecture or number of classes.
     """
-    network, _ = _network({**config["backbone"], "pretrained": False}, config["surgery"] or {}, config["head"], num_classes)
+    network, _ = _network(
+        {**config["backbone"], "pretrained": False}, config["surgery"] or {}, config["head"], num_classes
+    )
     wrong = [
         f"{key}: {list(state[key].shape)} in the checkpoint, {list(value.shape)} in the network"
         for key, value in network.state_dict().items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,11 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(f"could not write {path}: {error}; an earlier checkpoint there is intact") from error
+        if isinstance(error, OSError | RuntimeError):  # torch turns a full disk into a RuntimeError
+            raise OSError(f"could not write {path}: {error}; an earlier checkpoint there is intact") from error
+        raise
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -38,17 +39,17 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         path = path / "checkpoints" / "best.ckpt"
     if not path.is_file():
         raise FileNotFoundError(
-            f"there is no checkpoint {path}; give a file such as runs/RECIPE/NAME/checkpoints/best.ckpt, or a run directory"
+            f"there is no checkpoint {path}; give a file such as runs/RECIPE/NAME/checkpoints/best.ckpt, or a run's "
+            "directory"
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError) as error:
+    except Exception as error:  # damaged bytes make the safe reader raise nearly anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} cannot be read as a checkpoint of this library ({reason})") from error
     if not isinstance(content, dict) or "format_version" not in content:
-        raise ValueError(f"{path} is not a checkpoint of this library; weights of others go to backbone.pretrained=FILE")
-    if content["format_version"] > FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format {content['format_version']}, this version reads up to {FORMAT_VERSION}; update the library"
-        )
+        raise ValueError(f"{path} is no checkpoint of this library; weights of others go to backbone.pretrained=FILE")
+    version = content["format_version"]
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ValueError(f"{path} has format {version!r}, this one reads up to {FORMAT_VERSION}; update the library")
     return content

@@ -82,7 +82,7 @@ def _main(program: str, run: Callable[[list[str]], Any], argv: Sequence[str] | N
         if multirun:
             from recipes.sweep import sweep
 
-            return sweep(program, words)
+            return sweep(program, [word for word in words if word != "--config"], "--config" in words)
         return int(run(words))
     except ConfigError as error:
         print(_listing(error.problems), file=sys.stderr)

@@ -16,7 +16,9 @@ from recipes.overrides import SEATS, Overrides
 from recipes.validate import ConfigError, is_part, problems_of
 
 
-def compose_config(words: Sequence[str], root: str = "train", target: str = "recipes.assemble.assemble") -> dict[str, Any]:
+def compose_config(
+    words: Sequence[str], root: str = "train", target: str = "recipes.assemble.assemble"
+) -> dict[str, Any]:
     """Compose and validate.
 
     Args:
@@ -44,7 +46,9 @@ def compose_config(words: Sequence[str], root: str = "train", target: str = "rec
     config = cast(dict[str, Any], config)
     if overrides.recipe is not None:
         config["recipe"] = overrides.recipe
-    problems = overrides.problems + _absent_parts(config, {name for name, _ in overrides.values}) + problems_of(config, target)
+    problems = (
+        overrides.problems + _absent_parts(config, {name for name, _ in overrides.values}) + problems_of(config, target)
+    )
     if problems:
         raise ConfigError(problems)
     return config

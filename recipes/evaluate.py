@@ -120,9 +120,8 @@ def _source(reads: str, node: Part, root: str | None, content: dict[str, Any], f
 
         if root is None:
             raise ConfigError(["data.root must be given: data.root=FOLDER with the images to predict"])
-        keys = {"batch_size": node["eval_batch_size"], "num_workers": node["num_workers"]}
-        keys |= {key: node[key] for key in ("max_pixels",) if key in node}
-        images = Unlabelled(root, content["preprocessing"], **keys)
+        keys = {key: node[key] for key in UNLABELLED if key in node}
+        images = Unlabelled(content["preprocessing"], **{**keys, "root": root})
         return EvaluationData(images.dataloader(), classes, paths=images.paths, output=folder)
     module = make(node, seed)
     module.setup()
@@ -135,7 +134,7 @@ def _class_difference(trained: tuple[str, ...], found: tuple[str, ...]) -> str:
     if len(trained) != len(found):
         return f"the checkpoint was trained for {len(trained)} classes, the data has {len(found)}"
     pair = next((a, b) for a, b in zip(trained, found, strict=True) if a != b)
-    return f"class names differ from those of the checkpoint: {pair[0]!r} there, {pair[1]!r} in the data at the same place"
+    return f"class names differ from those of the checkpoint: {pair[0]!r} there, {pair[1]!r} in the data at its place"
 
 
 def _output_folder(checkpoint: str, output: str | None) -> Path:
@@ -149,5 +148,5 @@ def _output_folder(checkpoint: str, output: str | None) -> Path:
 
 
 def _print(name: str, metrics: dict[str, float]) -> None:
-    shown = ", ".join(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in metrics.items())
-    print(f"{name}: {shown}", flush=True)
+    shown = [f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in metrics.items()]
+    print(f"{name}: {', '.join(shown)}", flush=True)

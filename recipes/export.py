@@ -27,7 +27,7 @@ from recipes.exported import head_path, load_exported
 
 TOLERANCE = 1e-5  # largest absolute difference of any output in float32
 FORMAT_VERSION = 1
-_OURS = ("cifar_resnet", "small_stem")  # modules whose models need an import of ours before timm knows them
+_OURS = ("cifar_resnet", "convnet", "small_stem")  # modules whose models need an import of ours before timm knows them
 
 
 def export_safetensors(
@@ -84,8 +84,16 @@ def export_safetensors(
         _write(eager, files, keys, metadata)
         _check_files(eager, files[0], bool(keys), metadata, sample_images.detach().cpu().float())
         for file, target in zip(files, targets, strict=True):
+            file.chmod(0o666 & ~_umask())
             os.replace(file, target)
     return targets
+
+
+def _umask() -> int:
+    """What this process takes from the mode of a new file; safetensors writes files for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _check_arguments(

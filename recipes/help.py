@@ -18,7 +18,7 @@ EXAMPLES = {
 
   python evaluate.py checkpoint=runs/R/N/checkpoints/best.ckpt                    the test set of its recipe
   python evaluate.py checkpoint=PATH data.root=FOLDER                             the same data from another place
-  python evaluate.py checkpoint=PATH evaluator=predict data.root=FOLDER           predictions.csv for unlabelled images""",
+  python evaluate.py checkpoint=PATH evaluator=predict data.root=FOLDER           predictions.csv, without labels""",
     "export.py": """usage: python export.py checkpoint=PATH [format=timm] [output=PATH]
 
   python export.py checkpoint=runs/R/N/checkpoints/best.ckpt        a safetensors file that timm loads""",

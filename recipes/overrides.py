@@ -1,9 +1,9 @@
 """The command line's words: checked one by one, all problems collected, and turned into what Hydra understands.
 
-    key=value                    one value
-    group=NAME                   choose a part          group=[A,B]   several, where a group holds several
-    +regularizer=[mesa,nd]       append to the recipe's
-    ~attack                      remove
+key=value                    one value
+group=NAME                   choose a part          group=[A,B]   several, where a group holds several
++regularizer=[mesa,nd]       append to the recipe's
+~attack                      remove
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ SPELLINGS = (
     "write key=value, group=NAME, group=[A,B] where a group holds several parts, +regularizer=[A,B] to append to the "
     "recipe's, ~group to remove"
 )
+#: Where a run executes is no part of its method: what a recipe sets here (its length) stays when it is swapped.
+KEEPS_SETTINGS = ("trainer",)
 SEATS = ("surgery", "attack", "teacher", "gradient", "reweighting", "mixing")
 
 
@@ -85,6 +87,8 @@ class Overrides:
         if override.is_delete():
             if not current:
                 self.problems.append(f"~{group}: the recipe has no {group} to remove")
+            elif group not in (*LIST_GROUPS, *SEATS):
+                self.problems.append(f"~{group}: every run has a {group}; replace it with {group}=NAME")
             else:
                 self._groups[group] = [] if several else None
             return
@@ -92,7 +96,14 @@ class Overrides:
         if isinstance(value, dict) or (isinstance(value, list) and not several):
             self.problems.append(f"{override.input_line!r}: {group} holds one part; write {group}=NAME")
             return
-        names = [str(getattr(item, "text", item)) for item in (value if isinstance(value, list) else [value]) if item is not None]
+        if value is None and group not in (*LIST_GROUPS, *SEATS):
+            self.problems.append(f"{group}=null: every run has a {group}; replace it with {group}=NAME")
+            return
+        names = [
+            str(getattr(item, "text", item))
+            for item in (value if isinstance(value, list) else [value])
+            if item is not None
+        ]
         if override.is_add() and not several and current:
             self.problems.append(
                 f"{override.input_line!r}: {group} holds one part, and the recipe has {current}; replace it with "
@@ -112,7 +123,7 @@ class Overrides:
             self.recipe = self._groups["recipe"] = known[0]
         elif known or current:
             self._groups[group] = known[0] if known else None
-            if known and known[0] != current:
+            if known and known[0] != current and group not in KEEPS_SETTINGS:
                 self.swapped[group] = known[0]
 
     def _set(self, name: str, value: Any, text: str) -> None:
@@ -127,7 +138,7 @@ class Overrides:
             from recipes.catalogue import backbone_names
 
             choices |= backbone_names()
-        remove = "" if group in ("recipe", "backbone", "data") else f"; to remove it write ~{group}"
+        remove = f"; to remove it write ~{group}" if group in (*LIST_GROUPS, *SEATS) else ""
         self.problems.append(unknown_name(group, name, choices) + remove)
         if group == "recipe":
             self.recipe = None

@@ -64,7 +64,7 @@ class Run:
             ConfigError: the run directory exists.
             NeverActed: a part had no effect; everything is written before this is raised.
         """
-        if rank_zero_only.rank > 0:  # the first process writes and evaluates
+        if getattr(rank_zero_only, "rank", 0) > 0:  # the first process writes and evaluates
             self._fit()
             return {}
         self.directory = directory = self._open()
@@ -153,5 +153,3 @@ def _summary(results: dict[str, Any]) -> str:
     accuracy = results["test"].get("accuracy")
     tested = "" if accuracy is None else f"test accuracy {accuracy:.2%}, "
     return f"{tested}{results['epochs']} epochs in {results['train_seconds']:.0f} s of training"
-
-

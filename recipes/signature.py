@@ -72,7 +72,11 @@ def matches(annotation: ast.expr, value: Any) -> bool:
         case ast.Name(id="dict"):
             return isinstance(value, dict)
         case ast.Subscript(value=ast.Name(id="Literal"), slice=slice_):
-            return value in ast.literal_eval(slice_) if isinstance(slice_, ast.Tuple) else value == ast.literal_eval(slice_)
+            return (
+                value in ast.literal_eval(slice_)
+                if isinstance(slice_, ast.Tuple)
+                else value == ast.literal_eval(slice_)
+            )
         case ast.Subscript(value=ast.Name(id="list"), slice=item):
             return isinstance(value, list) and all(matches(item, element) for element in value)
         case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[_, item])):

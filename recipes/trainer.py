@@ -63,7 +63,7 @@ def create_trainer(
 
 
 def _quiet() -> None:
-    """Silence what Lightning says about things this library decides itself (workers, loggers, devices, frozen parts)."""
+    """Silence what Lightning says about things this library decides itself."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*logging interval.*")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")

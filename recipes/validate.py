@@ -1,4 +1,4 @@
-"""Checks a composed configuration against the signatures of its parts: every problem, none of them fatal to the rest."""
+"""Checks a composed configuration against the signatures of its parts, and finds every problem."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def problems_of(node: dict[str, Any], target: str, path: str = "") -> list[str]:
                 problems.append(f"{where} must be given: {where}=VALUE ({key.type_name})")
         elif node[name] == MISSING:
             problems.append(f"{where} must be given: {where}=VALUE ({key.type_name})")
-        elif not matches(key.annotation, node[name]) and not is_part(node[name]):
+        elif not matches(key.annotation, node[name]):
             problems.append(f"{where}={node[name]!r} has the wrong type; allowed: {key.type_name}")
     for name, value in node.items():
         if is_part(value):

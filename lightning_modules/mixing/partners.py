@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from timm.data.mixup import mixup_target
 
 from kernels.batch import Batch, Step
 
@@ -32,9 +31,11 @@ class Pairing:
 
     def soft_labels(self, batch: Batch, ratio: float, num_classes: int) -> Batch:
         """The batch with labels ``[B, C]``, its partners and the ratio as fields."""
-        size = len(batch)
+        size, device = len(batch), batch.image.device
+        dtype = torch.promote_types(batch.image.dtype, torch.float32)  # labels of a float64 run are exact
+        hard_BC = torch.zeros(size, num_classes, dtype=dtype, device=device).scatter_(1, batch.label[:, None], 1)
         return batch.replace(
-            label=mixup_target(batch.label, num_classes, ratio, 0.0),
-            partner=torch.arange(size - 1, -1, -1, device=batch.image.device),
-            ratio=torch.full((size,), ratio, device=batch.image.device),
+            label=ratio * hard_BC + (1 - ratio) * hard_BC.flip(0),
+            partner=torch.arange(size - 1, -1, -1, device=device),
+            ratio=torch.full((size,), ratio, dtype=dtype, device=device),
         )

@@ -97,7 +97,9 @@ class SAF(Regularizer):
     def past(self, index_B: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Logits ``[B, C]`` recorded ``lag`` epochs ago, and ``[B]`` whether each row is exactly that old."""
         slot = epoch % self.lag
-        return self.store[slot].index_select(0, index_B), self.written[slot].index_select(0, index_B) == epoch - self.lag
+        return self.store[slot].index_select(0, index_B), self.written[slot].index_select(
+            0, index_B
+        ) == epoch - self.lag
 
     def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> Tensor | None:
         if not self.active(step.epoch):

@@ -145,8 +145,6 @@ def test_a_loss_that_is_not_a_number_changes_nothing(make_network, make_task, tr
     assert bool((parts.regularizers["saf"].written[0, 24:32] == -1).all()), "the bad batch left a trace in the store"
 
 
-
-
 @pytest.mark.parametrize(("size", "micro_batches"), [(1, 1), (3, 3), (3, 2)])
 def test_batch_of_one_with_batch_norm(make_network, make_task, make_batch, size, micro_batches):
     task = make_task(make_network(batch_norm=True), micro_batches=micro_batches)
@@ -188,8 +186,8 @@ def test_channels_last_changes_the_layout_only(make_task, train_batches):
     states, layouts = [], []
     for channels_last in (False, True):
         network = small_resnet(freeze=False).double()
-        network.backbone.conv1.register_forward_pre_hook(
-            lambda module, given: layouts.append(given[0].is_contiguous(memory_format=torch.channels_last))
+        network.backbone.conv1.register_forward_hook(
+            lambda module, given, out: layouts.append(out.is_contiguous(memory_format=torch.channels_last))
         )
         fit(make_task(network, channels_last=channels_last), train_batches)
         states.append(network.state_dict())

@@ -141,7 +141,9 @@ class Perturbed(Gradient):
 @pytest.mark.parametrize("micro_batches", [1, 4])
 def test_two_gradient_passes(make_network, batch, make_step, micro_batches):
     network, plain = make_network(), make_network()
-    result = run_step(Parts(CrossEntropy(), gradient=Perturbed()), batch, make_step(network), micro_batches=micro_batches)
+    result = run_step(
+        Parts(CrossEntropy(), gradient=Perturbed()), batch, make_step(network), micro_batches=micro_batches
+    )
     loss = cross_entropy(plain(batch.image).logits, batch.label)
     first = torch.autograd.grad(loss, list(plain.parameters()))
     with torch.no_grad():

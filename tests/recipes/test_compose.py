@@ -81,6 +81,8 @@ def test_a_swapped_part_comes_with_its_own_defaults():
     config = compose_config(["recipe=imagenet_saf", "optimizer=adamp", "optimizer.weight_decay=0.3", "data=cifar10"])
     assert config["optimizer"]["lr"] == 1e-3 and config["optimizer"]["weight_decay"] == 0.3
     assert config["data"]["batch_size"] == compose_config(["recipe=cifar_saf"])["data"]["batch_size"]
+    ddp = compose_config(["recipe=imagenet_saf", "trainer=ddp"])["trainer"]
+    assert (ddp["strategy"], ddp["max_epochs"], ddp["precision"]) == ("ddp", 90, "bf16-mixed"), "no part of the method"
     assert compose_config(["recipe=imagenet_saf", "optimizer=sgd"])["optimizer"]["lr"] == 0.4, "the same is no swap"
 
 
@@ -106,8 +108,14 @@ def test_all_problems_are_listed_at_once():
         ("head=[linear,cosine]", "head holds one part; write head=NAME"),
         ("+head=cosine", "head holds one part, and the recipe has linear; replace it with head=cosine"),
         ("~mixing", "~mixing: the recipe has no mixing to remove"),
+        ("~loss", "~loss: every run has a loss; replace it with loss=NAME"),
+        ("loss=null", "loss=null: every run has a loss; replace it with loss=NAME"),
+        ("seed={_target_:x.y}", "has the wrong type; allowed: int"),
         ("attack=pgd", "attack=pgd is not known; there is no attack to choose from yet"),
-        ("regularizer.mesa.weight=1", "regularizer.mesa is not part of this configuration; add it with +regularizer=mesa"),
+        (
+            "regularizer.mesa.weight=1",
+            "regularizer.mesa is not part of this configuration; add it with +regularizer=mesa",
+        ),
         ("mixing.alpha=1", "mixing.alpha: no mixing is chosen; choose one with mixing=NAME"),
         ("backbone=timm", "backbone.name must be given: backbone.name=VALUE (str)"),
         ("hydra.run.dir=x", "Hydra's own settings are not part of a run"),

@@ -160,7 +160,7 @@ def test_an_existing_directory_is_refused_and_left_alone(finished):
     run = finished[0]
     before = fingerprint(run.directory)
     again = recipes.build("grocery_saf", [*TINY, *SAF, f"output={run.config['output']}", "name=first", "seed=4"])
-    with pytest.raises(ConfigError, match="the run directory .*first exists and is not overwritten; choose another name="):
+    with pytest.raises(ConfigError, match="run directory .*first exists and is not overwritten; choose another name="):
         again.run()
     assert fingerprint(run.directory) == before and again.task.update == 0
 

@@ -149,7 +149,9 @@ def test_state_round_trip_and_deepcopy(context):
     fresh.load_state_dict(saf.state_dict())
     index, logits = history[3]
     expected = visit(saf, 3, index, logits)
-    assert torch.equal(visit(twin, 3, index, logits), expected) and torch.equal(visit(fresh, 3, index, logits), expected)
+    assert torch.equal(visit(twin, 3, index, logits), expected) and torch.equal(
+        visit(fresh, 3, index, logits), expected
+    )
     assert fresh.end_epoch() == saf.end_epoch() and fresh.report() == saf.report()
 
 
@@ -163,7 +165,9 @@ def test_extreme_logits_are_stored_finite(context):
 
 
 def test_refusals(context):
-    with pytest.raises(ValueError, match=r"SAF can never act in 8 epochs: .* first epoch would be 8 .* trainer.max_epochs above 8"):
+    with pytest.raises(
+        ValueError, match=r"SAF can never act in 8 epochs: .* first epoch would be 8 .* trainer.max_epochs above 8"
+    ):
         SAF(start_epoch=7).setup(context)
     with pytest.raises(ValueError, match="start_epoch=1.5 is neither an epoch"):
         SAF(start_epoch=1.5).setup(context)

@@ -1,0 +1,181 @@
+"""What a person at the shell sees: help, listings on stderr, exit codes, sweeps, and no torch before it is needed."""
+
+import shlex
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from recipes import sweep as sweep_module
+from recipes.catalogue import groups, header, options
+from recipes.cli import evaluate, export, train
+from recipes.compose import compose_config
+from recipes.run import NeverActed
+from recipes.signature import ROOT
+from recipes.sweep import expand
+from recipes.validate import ConfigError
+
+TORCH_FREE = """
+import contextlib, io, sys
+from recipes.cli import evaluate, export, train
+words = [(train, ["--help"], 0), (train, ["recipe=cifar_saff"], 2), (train, ["optimizer.lrr=1", "head=linaer"], 2),
+         (train, ["backbone=resnet51"], 2), (train, ["recipe=cifar_mesa", "--config"], 0),
+         (train, ["-m", "seed=0,x"], 2), (evaluate, ["--help"], 0), (evaluate, [], 2), (export, ["formt=x"], 2)]
+for function, given, code in words:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        found = function(given)
+    assert found == code, (given, found, err.getvalue())
+    assert bool(out.getvalue()) == (code == 0) and bool(err.getvalue()) == (code == 2), given
+    heavy = {"torch", "timm", "lightning", "numpy"} & set(sys.modules)
+    assert not heavy, (given, heavy)
+print("done", len(words))
+"""
+
+
+def test_answers_that_need_no_torch_import_none():
+    child = subprocess.run([sys.executable, "-c", TORCH_FREE], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert child.stdout.strip() == "done 9", child.stderr
+
+
+def test_the_script_ends_with_code_2_and_the_listing_on_stderr():
+    command = [sys.executable, "train.py", "recipe=cifar_saff", "sed=1"]
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert child.returncode == 2 and child.stdout == ""
+    assert "recipe=cifar_saff is not known; did you mean cifar_saf" in child.stderr and "Traceback" not in child.stderr
+
+
+def test_all_problems_are_listed_on_stderr(capsys):
+    assert train(["optimizer.lrr=1", "head=linaer", "seed=x"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert lines[0] == "3 problems:" and len(lines) == 4 and all(line.startswith("- ") for line in lines[1:])
+    assert train(["seed=x"]) == 2
+    assert capsys.readouterr().err == "error: seed='x' has the wrong type; allowed: int\n"
+
+
+@pytest.mark.parametrize("flag", ["--verbose", "--seed=1", "-x"])
+def test_flags_that_do_not_exist(flag, capsys):
+    assert train([flag]) == 2
+    assert f"{flag} is not an option; write key=value, or one of --help, --config, -m" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_every_recipe_and_every_part(flag, capsys):
+    assert train([flag, "recipe=nonsense"]) == 0
+    text = capsys.readouterr().out
+    rows = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
+    for recipe in options("recipe"):
+        for field in ("what", "data", "expect", "cost"):
+            assert header(recipe)[field] in rows[recipe], (recipe, field)
+    for group in set(groups()) - {"recipe"}:
+        assert all(name in rows[group] for name in options(group)), group
+
+
+def test_the_other_programs_have_a_help_of_their_own(capsys):
+    for function, word in ((evaluate, "evaluator=predict data.root=FOLDER"), (export, "format=timm")):
+        assert function(["--help"]) == 0
+        assert word in capsys.readouterr().out
+
+
+def test_config_prints_what_would_run_and_stops(capsys):
+    words = ["recipe=cifar_mesa", "seed=7", "backbone.kwargs.drop_path_rate=0.1"]
+    assert train([*words, "--config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config == compose_config(words) and config["seed"] == 7 and config["recipe"] == "cifar_mesa"
+
+
+def stub_assemble(monkeypatch, run):
+    given = []
+    monkeypatch.setattr("recipes.assemble.assemble", lambda **keys: given.append(keys) or SimpleNamespace(run=run))
+    return given
+
+
+def test_the_command_is_handed_on_as_it_was_typed(monkeypatch):
+    given = stub_assemble(monkeypatch, lambda: None)
+    words = ["recipe=grocery_baseline", "data.root='a folder'", "data=cifar10"]
+    assert train(words) == 0
+    config = dict(given[0])
+    assert shlex.split(config.pop("command")) == ["python", "train.py", *words]
+    assert config == compose_config(words)
+
+
+def test_errors_of_a_run_that_explain_themselves_end_with_code_1(monkeypatch, capsys):
+    def idle():
+        raise NeverActed("saf never had an effect in this run")
+
+    def broken():
+        raise RuntimeError("a bug of ours keeps its traceback")
+
+    stub_assemble(monkeypatch, idle)
+    assert train([]) == 1
+    assert capsys.readouterr().err == "error: saf never had an effect in this run\n"
+    stub_assemble(monkeypatch, broken)
+    with pytest.raises(RuntimeError, match="keeps its traceback"):
+        train([])
+
+
+@pytest.mark.parametrize(
+    ("words", "jobs"),
+    [
+        (["seed=0,1"], [["seed=0"], ["seed=1"]]),
+        (["head=linear,cosine", "seed=0,1", "name=null"],
+         [["head=linear", "seed=0", "name=null"], ["head=linear", "seed=1", "name=null"],
+          ["head=cosine", "seed=0", "name=null"], ["head=cosine", "seed=1", "name=null"]]),
+        (["seed=range(3)"], [["seed=0"], ["seed=1"], ["seed=2"]]),
+        (["regularizer=[saf],[saf,mesa]"], [["regularizer=[saf]"], ["regularizer=[saf,mesa]"]]),
+        (["+regularizer=mesa", "~evaluator", "optimizer.lr=0.1,1e-2"],
+         [["+regularizer=mesa", "~evaluator=null", "optimizer.lr=0.1"],
+          ["+regularizer=mesa", "~evaluator=null", "optimizer.lr=0.01"]]),
+        ([], [[]]),
+    ],
+)  # fmt: skip
+def test_expansion_of_a_sweep(words, jobs):
+    assert expand(words) == jobs
+    assert all(compose_config(job) for job in jobs), "a job is spelled as the command line spells it"
+
+
+def test_a_sweep_that_cannot_be_read():
+    with pytest.raises(ConfigError, match="cannot read the sweep: .* values of a sweep as key=1,2,3"):
+        expand(["seed=0,1", "mesa"])
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Commands that a sweep starts instead of running them; jobs with seed=1 fail."""
+    commands = []
+
+    def run(command, check):
+        commands.append(command)
+        return SimpleNamespace(returncode=3 if "seed=1" in command else 0)
+
+    monkeypatch.setattr(sweep_module, "subprocess", SimpleNamespace(run=run))
+    return commands
+
+
+@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+def test_a_failed_job_does_not_stop_the_others(started, capsys, flag):
+    assert train([flag, "recipe=grocery_baseline", "seed=0,1,2"]) == 1
+    jobs = [["recipe=grocery_baseline", f"seed={seed}"] for seed in range(3)]
+    assert started == [[sys.executable, str(ROOT / "train.py"), *job] for job in jobs]
+    table = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.split()[0] for line in table] == ["ok", "exit", "ok"] and table[1].startswith("exit 3  recipe=")
+    assert train([flag, "seed=0,2"]) == 0
+
+
+def test_every_job_is_validated_before_the_first_starts(started, capsys):
+    assert train(["-m", "seed=0,1", "head=linear,linaer", "optimizer.lr=0.1,fast"]) == 2
+    assert started == []
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "2 problems:", "a problem that several jobs share is said once"
+    assert "head=linaer is not known" in lines[1] + lines[2] and "optimizer.lr='fast'" in lines[1] + lines[2]
+
+
+def test_jobs_that_would_share_a_directory_are_refused(started, capsys):
+    assert train(["-m", "seed=0,1", "name=trial"]) == 2
+    assert started == []
+    assert "name=trial is that of 2 jobs" in capsys.readouterr().err
+    assert train(["-m", "recipe=grocery_baseline,grocery_mesa", "name=trial"]) == 0, "each recipe has its own folder"
+    assert train(["-m", "seed=0,2", "name=one,two"]) == 2, "four jobs, two names"
