@@ -55,6 +55,8 @@ def create_optimizer(
     groups = parameter_groups(network, parts, weight_decay, layer_decay, decay_norm_and_bias)
     if not any(group["params"] for group in groups):
         raise ValueError("no parameter requires a gradient; set backbone.freeze=false or give the head parameters")
+    if name.lower() == "sgd" and momentum == 0:
+        name = "momentum"  # timm's sgd is Nesterov's, which PyTorch refuses without momentum
     return timm.optim.create_optimizer_v2(
         groups, opt=name, lr=lr, weight_decay=weight_decay, momentum=momentum, **(kwargs or {})
     )

@@ -87,13 +87,17 @@ class Parts(nn.Module):
 def check_composition(parts: Parts) -> None:
     """Refuse pairs of parts that contradict each other, all problems at once."""
     named = list(parts.named())
-    effects = {effect: name for name, part in named for effect in part.does}
     problems = []
     for name, part in named:
-        for effect, reason in part.refuses.items():
-            if effect in effects:
-                problems.append(f"{name} cannot be combined with {effects[effect]}: {reason}")
-        problems += [f"{name} needs {need}: {_HOW[need]}" for need in sorted(part.needs) if _missing(need, parts)]
+        others = [(other, effect) for other, acting in named if acting is not part for effect in acting.does]
+        problems += [
+            f"{name} cannot be combined with {other}: {part.refuses[effect]}"
+            for other, effect in others
+            if effect in part.refuses
+        ]
+        effects = {effect for _, effect in others}
+        missing = [need for need in sorted(part.needs) if _missing(need, parts, effects)]
+        problems += [f"{name} needs {need}: {_HOW[need]}" for need in missing]
         for view in part.views:
             if view == "adversarial" and parts.attack is None:
                 problems.append(f"{name} reads the adversarial view, and there is no attack")
@@ -109,8 +113,17 @@ def check_composition(parts: Parts) -> None:
 _HOW = {
     "attack": "add one with attack=NAME",
     "teacher": "add one with teacher=NAME",
+    "hard_labels": "a class for each sample, and mixing makes soft labels; remove it with ~mixing",
 }
 
 
-def _missing(need: str, parts: Parts) -> bool:
-    return (need == "attack" and parts.attack is None) or (need == "teacher" and parts.teacher is None)
+def _missing(need: str, parts: Parts, effects: set[str]) -> bool:
+    """Whether the other parts, with these effects, leave a need open."""
+    match need:
+        case "attack":
+            return parts.attack is None
+        case "teacher":
+            return parts.teacher is None
+        case "hard_labels":
+            return "mixes_labels" in effects
+    return False  # logits and index are checked where they are read

@@ -61,8 +61,8 @@ def assemble(
         ConfigError: values or combinations of parts that cannot work, with the reason.
     """
     config = {key: value for key, value in locals().items() if key != "command"}
-    seed_everything(seed, workers=True, verbose=False)
     try:
+        seed_everything(seed, workers=True, verbose=False)
         data_module = make(data, seed)
         data_module.setup()
         network, report = _network(backbone, surgery or {}, head, data_module.num_classes)
@@ -76,6 +76,7 @@ def assemble(
             seed=seed,
         )
         module = make(task, network, parts, maker(optimizer), maker(schedule), context)
+        module.configure_optimizers()  # refuses names and values now, not after the run directory is made
         fitter = make(trainer, [make(part) for part in (callback or {}).values()])
         evaluators: dict[str, Evaluator] = {key: make(part) for key, part in (evaluator or {}).items()}
         if unlabelled := [key for key, part in evaluators.items() if part.reads != "labelled"]:
@@ -150,7 +151,7 @@ def rebuild_network(config: Part, num_classes: int, state: dict[str, torch.Tenso
     ]
     if wrong:
         raise ValueError(
-            f"the checkpoint does not fit the network of its recipe with {num_classes} classes: {'; '.join(wrong[:4])}; "
+            f"the checkpoint does not fit its recipe's network with {num_classes} classes: {'; '.join(wrong[:4])}; "
             "evaluate it on data with the classes it was trained for"
         )
     network.load_state_dict(state)

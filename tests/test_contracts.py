@@ -283,9 +283,11 @@ def test_composition_matrix(make_network, pair):
     try:
         bench = Bench(make_network, pair)
     except ValueError as error:
-        reasons = [reason for kind, name in pair for reason in build(kind, name).refuses.values()]
-        assert any(f": {reason}" in str(error) for reason in reasons), error
-        assert all(len(reason.split()) >= 10 for reason in reasons), "a reason is a sentence"
+        declared = [reason for kind, name in pair for reason in build(kind, name).refuses.values()]
+        for line in str(error).splitlines()[1:]:
+            subject, _, reason = line.partition(": ")
+            assert reason in declared or " needs " in subject, line
+            assert len(reason.split()) >= 8, "a reason is a sentence"
         return
     start = copy.deepcopy(bench.weights())
     bench.run([0, EPOCHS // 2])

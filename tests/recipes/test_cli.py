@@ -148,6 +148,7 @@ def started(monkeypatch):
     commands = []
 
     def run(command, check):
+        assert not check, "the first failure would end the sweep"
         commands.append(command)
         return SimpleNamespace(returncode=3 if "seed=1" in command else 0)
 

@@ -181,6 +181,25 @@ def test_a_place_that_cannot_be_written(tmp_path):
         run.run()
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("optimizer.name=adamww", "optimizer.name=adamww is not known; did you mean adamw"),
+        ("optimizer.kwargs.bettas=1", "bettas"),
+        ("schedule.warmup_fraction=5.0", r"shares of the run lie in \[0, 1\], got warmup_fraction=5.0"),
+        ("seed=-1", "-1"),
+        ("trainer.precision=16-mixed", "trainer.precision=16-mixed is not supported; allowed: 32-true"),
+        ("data.limit_train=5000", "data.limit_train=5000, but it must be between 1 and"),
+        ("+mixing=mixup", "saf cannot be combined with mixing: the past logits"),
+        ("trainer.max_epochs=1", "SAF can never act in 1 epochs"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_before_a_directory_is_made(tmp_path, word, message):
+    with pytest.raises(ConfigError, match=message):
+        recipes.build("grocery_saf", [*TINY, *SAF, f"output={tmp_path / 'runs'}", word])
+    assert not (tmp_path / "runs").exists()
+
+
 class Sleeper(Regularizer):
     """Asked for, and never on."""
 

@@ -1,0 +1,56 @@
+"""Sums on the device: totals, names that come and go, precision, and the way through a checkpoint."""
+
+import torch
+
+from lightning_modules.meters import Meter
+
+
+def test_sums_by_name_and_forgets():
+    meter = Meter()
+    for value in (1.0, 2.5, -4.0):
+        meter.add({"loss": torch.tensor(value), "count": torch.tensor(2)})
+    assert meter.read() == {"loss": -0.5, "count": 6.0}
+    assert meter.read() == {}
+
+
+def test_names_that_come_and_go_are_added_up():
+    meter = Meter()
+    meter.add({"a": torch.tensor(1.0)})
+    meter.add({"a": torch.tensor(10.0), "b": torch.tensor(100.0)})
+    meter.add({"b": torch.tensor(5.0), "a": torch.tensor(7.0)})
+    meter.add({"a": torch.tensor(0.5)})
+    assert meter.read() == {"a": 18.5, "b": 105.0}
+
+
+def test_ten_thousand_small_terms_are_summed_in_float64():
+    """In float32 each of them would be lost beside the first."""
+    meter = Meter()
+    meter.add({"x": torch.tensor(2.0**25)})
+    for _ in range(10_000):
+        meter.add({"x": torch.tensor(1.0)})
+    assert meter.read()["x"] == 2**25 + 10_000
+
+
+def test_no_graph_is_kept_and_inputs_stay():
+    meter, value = Meter(), torch.tensor(3.0, requires_grad=True)
+    for _ in range(2):
+        meter.add({"x": value * 2})
+    assert all(not vector.requires_grad for vector in meter._sums.values())
+    kept = torch.tensor(1.0, dtype=torch.float64)
+    other = Meter()
+    for _ in range(3):
+        other.add({"x": kept})
+    assert other.read() == {"x": 3.0} and kept.item() == 1.0, "the first value was summed into"
+
+
+def test_state_is_plain_and_goes_on_where_it_was():
+    meter, fresh = Meter(), Meter()
+    meter.add({"a": torch.tensor(1.0)})
+    meter.add({"a": torch.tensor(0.1), "b": torch.tensor(2.0)})
+    state = meter.state()
+    assert state == [(["a"], [1.0]), (["a", "b"], [torch.tensor(0.1).double().item(), 2.0])]
+    fresh.add({"stale": torch.tensor(9.0)})
+    fresh.load(state, torch.device("cpu"))
+    for each in (meter, fresh):
+        each.add({"a": torch.tensor(5.0)})
+    assert fresh.read() == meter.read()
