@@ -71,6 +71,7 @@ class Classification(LightningModule):
         self.update = 0
         self.train_meter, self.val_meter = Meter(), Meter()
         self.epoch_metrics: dict[str, float] = {}
+        self._val_metrics: dict[str, float] = {}
         self.last_loss: Tensor | None = None
         self.schedule: Scheduler
         self._forward: Callable[..., Output] = torch.compile(network.__call__) if compile else network.__call__
@@ -167,9 +168,9 @@ class Classification(LightningModule):
         if self.trainer.sanity_checking:
             return
         sums = self.val_meter.read(self._sum_over_processes)
-        metrics = {f"val/{name}": sums[name] / sums["samples"] for name in ("loss", "correct")}
-        metrics["val/accuracy"] = metrics.pop("val/correct")
-        self.log_dict(metrics)  # already global
+        samples = sums["samples"]
+        self._val_metrics = {"val/loss": sums["loss"] / samples, "val/accuracy": sums["correct"] / samples}
+        self.log_dict(self._val_metrics)  # for callbacks of others; already global
 
     def _sum_over_processes(self, vector: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(vector, reduce_op="sum")  # type: ignore[return-value]
@@ -189,6 +190,7 @@ class Classification(LightningModule):
             "train/loss": sum(terms.values()),
             **({} if correct is None else {"train/accuracy": correct / samples}),
             **terms,
-            **{name: float(value) for name, value in self.trainer.callback_metrics.items() if name.startswith("val/")},
+            **self._val_metrics,
             **self.parts.end_epoch(),
         }
+        self._val_metrics = {}  # an epoch without validation has no metrics of an earlier one

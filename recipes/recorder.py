@@ -55,12 +55,10 @@ class Recorder(Checkpoint):
 
     def _is_best(self, row: dict[str, float]) -> bool:
         """Higher validation accuracy, then lower validation loss; without a validation set the newest."""
-        if MONITOR not in row:
-            return True
-        if not math.isfinite(row["val/loss"]):
-            return not self.best
+        if MONITOR not in row or MONITOR not in self.best:
+            return MONITOR in row or MONITOR not in self.best
         key = (row[MONITOR], -row["val/loss"])
-        return not self.best or key > (self.best[MONITOR], -self.best["val/loss"])
+        return math.isfinite(row["val/loss"]) and key > (self.best[MONITOR], -self.best["val/loss"])
 
     def _tensorboard(self, row: dict[str, float]) -> None:
         if self._writer is None:

@@ -269,3 +269,18 @@ def test_selection(tmp_path, accuracies, losses, selected):
     assert recorder.best["epoch"] == selected
     best, last = (load_checkpoint(tmp_path / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
     assert best["network"]["weight"].item() == best["epoch"] == selected and last["epoch"] == 2
+
+
+def test_an_epoch_without_validation_is_never_selected_over_one_with_it(tmp_path):
+    recorder = Recorder(tmp_path, {}, dict)
+    rows = [
+        ({"epoch": 0}, True),
+        ({"epoch": 1, "val/accuracy": 0.5, "val/loss": 1.0}, True),
+        ({"epoch": 2}, False),
+        ({"epoch": 3, "val/accuracy": 0.5, "val/loss": 0.9}, True),
+        ({"epoch": 4, "val/accuracy": 0.9, "val/loss": float("nan")}, False),
+        ({"epoch": 5, "val/accuracy": 0.4, "val/loss": 0.1}, False),
+    ]
+    for row, expected in rows:
+        assert recorder._is_best(row) is expected
+        recorder.best = row if expected else recorder.best
