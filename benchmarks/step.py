@@ -39,9 +39,9 @@ def one_step(backbone: str, batch: Batch, regularizers: dict[str, Regularizer], 
     parts = Parts(CrossEntropy(), regularizers)
     parts.setup(Context(CLASSES, TRAIN, 10, 100, network))
     parts.to(DEVICE)
-    for part in parts.regularizers.values():
-        if isinstance(part, SAF):
-            part.written.fill_(epoch - part.lag)
+    stores = [part for part in parts.regularizers.values() if isinstance(part, SAF) and part.weight > 0]
+    for saf in stores:
+        saf.written.fill_(epoch - saf.lag)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
 
     def run() -> None:
@@ -50,9 +50,8 @@ def one_step(backbone: str, batch: Batch, regularizers: dict[str, Regularizer], 
         result = run_step(parts, batch, step)
         optimizer.step()
         parts.commit(*result.whole(), step)
-        for part in parts.regularizers.values():
-            if isinstance(part, SAF):
-                part.written[epoch % part.lag].index_fill_(0, batch.index, epoch - part.lag)  # fresh again
+        for saf in stores:
+            saf.written[epoch % saf.lag].index_fill_(0, batch.index, epoch - saf.lag)  # fresh again
 
     return run
 

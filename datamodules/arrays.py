@@ -38,14 +38,14 @@ class ArraySource(Dataset[Batch]):
 
     def __getitems__(self, keys: Keys) -> Batch:
         """The batch of these keys, on the device of the images."""
-        index = torch.from_numpy(keys.index).clone()  # the keys belong to the sampler
-        placed = index.to(self.images.device)
+        index, view = (torch.from_numpy(column).clone() for column in (keys.index, keys.view))  # the sampler owns them
+        device = self.images.device
+        placed = index.to(device, non_blocking=True)
         if self.augment is None:
             image = to_float(self.images.index_select(0, placed))
         else:
-            view = torch.from_numpy(keys.view)
             image = self.augment(self.images, index, view, seed=self.seed, epoch=keys.epoch, size=self.size)
-        return Batch(image, self.labels.index_select(0, placed), placed)
+        return Batch(image, self.labels.index_select(0, placed), placed, view.to(device, non_blocking=True))
 
 
 class ArrayData(ImageData):
@@ -90,17 +90,18 @@ class ArrayData(ImageData):
     def source(self, part: str) -> ArraySource:
         labels = self.test_labels if part == "test" else self.train_labels
         augment = self.augment if part == "train" else None
-        images = self.test_images if part == "test" else self.train_images if augment is None else self._prepared
+        stored = "test_images" if part == "test" else "train_images" if augment is None else "_prepared"
+        images: Tensor = getattr(self, stored)
         if self.num_workers == 0 and self.device.type == "cuda":
-            images, labels = self._placed(part, images), labels.to(self.device)
+            images, labels = self._placed(stored, images), labels.to(self.device)
         return ArraySource(images, labels, self.size, augment, self.seed)
 
-    def _placed(self, part: str, images: Tensor) -> Tensor:
-        """The images on the device, sent once however often the loader is rebuilt."""
+    def _placed(self, stored: str, images: Tensor) -> Tensor:
+        """The images on the device, sent once for all parts that share them and however often a loader is rebuilt."""
         cache: dict[tuple[str, torch.device], Tensor] = self.__dict__.setdefault("_on_device", {})
-        if (part, self.device) not in cache:
-            cache[part, self.device] = images.to(self.device)
-        return cache[part, self.device]
+        if (stored, self.device) not in cache:
+            cache[stored, self.device] = images.to(self.device)
+        return cache[stored, self.device]
 
     def content_digest(self) -> str:
         digest = hashlib.sha256("\0".join(self.classes).encode())

@@ -75,9 +75,9 @@ class BatchAugment:
         """
         draws = uniform(seed, epoch, index_B, view_B, self._streams)
         flips = draws[2] < self.flip_prob
-        draws = draws.to(prepared.device)
+        draws = draws.to(prepared.device, non_blocking=True)
         top, left = (draws[:2] * (2 * self.crop_padding + 1)).to(torch.int64)
-        images = kernel.crop(prepared, index_B.to(prepared.device), top, left, size)
+        images = kernel.crop(prepared, index_B.to(prepared.device, non_blocking=True), top, left, size)
         if self.flip_prob > 0:
             images = kernel.flip(images, flips)
         if self.cutout_size > 0:

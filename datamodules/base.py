@@ -85,7 +85,11 @@ class ImageData(lightning.LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} must define read()")
 
     def source(self, part: str) -> Dataset[Batch]:
-        """The data set of ``part`` (train, val or test), whose ``__getitems__`` turns keys into a Batch."""
+        """The data set of a part, whose ``__getitems__`` turns keys into a Batch.
+
+        Args:
+            part: ``train`` (augmented), ``train_eval`` (the same samples as they are), ``val`` or ``test``.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define source(part)")
 
     def content_digest(self) -> str:
@@ -153,6 +157,10 @@ class ImageData(lightning.LightningDataModule):
         """Let the next training loader start in ``epoch`` after ``batches_done`` batches; call after ``setup``."""
         self.order.set_position(epoch, batches_done)
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Lightning's hook: a copy from page-locked memory need not wait."""
+        return batch.to(device, non_blocking=True)
+
     def train_dataloader(self) -> Loader:
         return self._loader("train", self.order)
 
@@ -165,9 +173,12 @@ class ImageData(lightning.LightningDataModule):
     def test_dataloader(self) -> Loader:
         return self._loader("test", StoredOrder(self.test_index, self.eval_batch_size))
 
+    def train_eval_dataloader(self) -> Loader:
+        """The training samples in stored order and without augmentation, for evaluators that compare with them."""
+        return self._loader("train_eval", StoredOrder(self.train_index, self.eval_batch_size))
+
     def _loader(self, part: str, order: ShuffledOrder | StoredOrder) -> Loader:
-        pin_memory = self.device.type == "cuda" and self.num_workers > 0
-        return make_loader(self.source(part), order, self.num_workers, pin_memory, persistent_workers=part == "train")
+        return make_loader(self.source(part), order, self.num_workers, persistent_workers=part == "train")
 
 
 def check_labels(labels: Tensor, classes: Sequence[str], part: str) -> None:

@@ -69,15 +69,15 @@ class FileSource(Dataset[Batch]):
 
     def __getitems__(self, keys: Keys) -> Batch:
         """The batch of these keys."""
-        index = torch.from_numpy(keys.index).clone()  # the keys belong to the sampler
+        index, view = (torch.from_numpy(column).clone() for column in (keys.index, keys.view))  # the sampler owns them
         if self.augment is None:
             pictures = [self.picture(position) for position in index.tolist()]
         else:
-            words = bits(self.seed, keys.epoch, index, torch.from_numpy(keys.view), FileAugment.streams)
+            words = bits(self.seed, keys.epoch, index, view, FileAugment.streams)
             seeds = (words & (2**63 - 1)).T.tolist()  # seeds must not be negative
             pictures = [self.picture(position, tuple(own)) for position, own in zip(index.tolist(), seeds, strict=True)]
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-        return Batch(to_float(images), self.labels[index], index)
+        return Batch(to_float(images), self.labels[index], index, view)
 
     def picture(self, position: int, seeds: tuple[int, ...] | None = None) -> np.ndarray:
         """One image as it goes into a batch, ``[H, W, 3]`` uint8; augmented where there are seeds.

@@ -18,16 +18,17 @@ def make_loader(
     source: Dataset[Batch],
     order: ShuffledOrder | StoredOrder,
     num_workers: int,
-    pin_memory: bool = False,
     persistent_workers: bool = False,
 ) -> Loader:
     """Batches of ``source`` in ``order``, the same ones for any number of workers.
+
+    Where there is a CUDA device, those of worker processes come in page-locked memory, from which they are sent
+    without waiting.
 
     Args:
         source: its ``__getitems__`` turns the keys of a batch into the batch.
         order: yields the keys.
         num_workers: loader processes; 0 loads in this one.
-        pin_memory: copy batches to page-locked memory.
         persistent_workers: keep the processes from one epoch to the next (ignored without any).
     """
     # Its own generator: a loader without one draws its workers' base seed from the global state, once for each
@@ -38,7 +39,7 @@ def make_loader(
         num_workers=num_workers,
         collate_fn=_as_it_is,
         generator=torch.Generator().manual_seed(0),
-        pin_memory=pin_memory,
+        pin_memory=num_workers > 0 and torch.cuda.is_available(),
         persistent_workers=persistent_workers and num_workers > 0,
         timeout=TIMEOUT_S if num_workers > 0 else 0,
     )

@@ -77,7 +77,7 @@ def flip(images: Tensor, flip_B: Tensor) -> Tensor:
         images: ``[B, 3, H, W]`` uint8, contiguous.
         flip_B: ``[B]`` bool; on the CPU also for images elsewhere, so that counting its trues does not wait for them.
     """
-    chosen = flip_B.nonzero()[:, 0].to(images.device)
+    chosen = flip_B.nonzero()[:, 0].to(images.device, non_blocking=True)
     _words(images)[chosen] = _words(images.index_select(0, chosen).flip(-1))
     return images
 

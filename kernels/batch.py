@@ -23,6 +23,8 @@ class Batch:
         label: ``[B]`` integer classes, or ``[B, C]`` soft labels after mixing.
         index: ``[B]`` position in the full training set, before any split or limit; stable over epochs,
             workers, ranks and resume. Per-sample stores are keyed by it.
+        view: ``[B]`` earlier visits of the sample in this epoch, where a loader made the batch; with
+            (seed, epoch, index) all that its augmentation depends on.
         clean_image: ``[B, 3, H, W]`` the image before the attack, where there was one.
         second_image: ``[B, 3, H, W]`` another augmentation of the same sample.
         clean_label: ``[B]`` the label before noise was added.
@@ -35,6 +37,7 @@ class Batch:
     image: Tensor
     label: Tensor
     index: Tensor
+    view: Tensor | None = None
     clean_image: Tensor | None = None
     second_image: Tensor | None = None
     clean_label: Tensor | None = None
@@ -51,19 +54,25 @@ class Batch:
         return replace(self, **changes)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """A copy with ``function`` applied to every tensor field."""
-        changes: dict[str, Any] = {}
-        for name in _TENSOR_FIELDS:
-            value = getattr(self, name)
-            if value is not None:
-                changes[name] = function(value)
+        """A copy with ``function`` applied to every tensor field, once where several fields are one tensor."""
+        done: dict[int, Tensor] = {}
+
+        def once(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            if id(value) not in done:
+                done[id(value)] = function(value)
+            return done[id(value)]
+
+        changes: dict[str, Any] = {name: once(getattr(self, name)) for name in _TENSOR_FIELDS}
         if self.extra:
-            changes["extra"] = {k: function(v) if isinstance(v, Tensor) else v for k, v in self.extra.items()}
+            changes["extra"] = {name: once(value) for name, value in self.extra.items()}
         return replace(self, **changes)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The batch on ``device``; itself where it already is there."""
-        if self.image.device == torch.device(device):
+        """The batch on ``device``; itself where it already is there (``cuda`` without a number means any of them)."""
+        here, there = self.image.device, torch.device(device)
+        if here.type == there.type and there.index in (None, here.index):
             return self
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 

@@ -18,3 +18,12 @@ def gather(rows: Tensor) -> Tensor:
     gathered = torch.empty(shape, dtype=rows.dtype, device=rows.device)
     distributed.all_gather_into_tensor(gathered, rows)
     return gathered
+
+
+def total_over_processes(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes; itself with one."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return values
+    total = values.clone()
+    distributed.all_reduce(total)
+    return total

@@ -19,6 +19,8 @@ class Meter:
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Add scalars; the set of names may differ between calls (terms switch on and off)."""
+        if not values:
+            return
         names = tuple(values)
         vector = torch.stack([value.detach() for value in values.values()]).to(torch.float64)
         sums = self._sums.get(names)

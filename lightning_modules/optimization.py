@@ -27,7 +27,7 @@ def create_optimizer(
     name: str,
     lr: float,
     weight_decay: float = 0.0,
-    momentum: float = 0.9,
+    momentum: float | None = None,
     layer_decay: float | None = None,
     decay_norm_and_bias: bool = False,
     kwargs: dict | None = None,
@@ -40,26 +40,39 @@ def create_optimizer(
         name: a name of ``timm.optim.list_optimizers()``.
         lr: base learning rate.
         weight_decay: in the units of the optimizer (coupled for SGD, decoupled for AdamW).
-        momentum: for those that take one.
+        momentum: for those that take one; None is timm's 0.9 there, and nothing elsewhere.
         layer_decay: factor of the learning rate from each layer of the backbone to the one below; the head keeps
             ``lr`` (Bao et al. 2022, BEiT, arXiv 2106.08254).
         decay_norm_and_bias: weight decay also on norm weights and biases, which is off by default.
         kwargs: further arguments of the optimizer, by its own names.
 
     Raises:
-        ValueError: unknown name, or nothing to train.
+        ValueError: unknown name, an argument that the optimizer does not have, or nothing to train.
     """
     known = [str(choice) for choice in timm.optim.list_optimizers()]
     if name.lower() not in known:
         raise ValueError(unknown_name("optimizer.name", name, known))
+    _refuse_unused(name, momentum, kwargs or {})
     groups = parameter_groups(network, parts, weight_decay, layer_decay, decay_norm_and_bias)
     if not any(group["params"] for group in groups):
         raise ValueError("no parameter requires a gradient; set backbone.freeze=false or give the head parameters")
     if name.lower() == "sgd" and momentum == 0:
         name = "momentum"  # timm's sgd is Nesterov's, which PyTorch refuses without momentum
-    return timm.optim.create_optimizer_v2(
-        groups, opt=name, lr=lr, weight_decay=weight_decay, momentum=momentum, **(kwargs or {})
-    )
+    given: Group = {} if momentum is None else {"momentum": momentum}
+    return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay, **given, **(kwargs or {}))
+
+
+def _refuse_unused(name: str, momentum: float | None, kwargs: Group) -> None:
+    """timm drops momentum, eps and betas without a word where the optimizer has no such argument."""
+    info = timm.optim.get_optimizer_info(name.lower())
+    if momentum is not None and not info.has_momentum:
+        betas = "its momentum is optimizer.kwargs.betas; " if info.has_betas else ""
+        raise ValueError(
+            f"optimizer.momentum={momentum}: {name} takes no momentum; {betas}leave it out (optimizer.momentum=null)"
+        )
+    for key, has in {"eps": info.has_eps, "betas": info.has_betas}.items():
+        if key in kwargs and not has:
+            raise ValueError(f"optimizer.kwargs.{key}={kwargs[key]}: {name} takes no {key}; leave it out")
 
 
 def parameter_groups(
@@ -109,10 +122,10 @@ def create_schedule(
     *,
     name: Literal["cosine", "step", "wsd", "constant"] = "cosine",
     warmup_fraction: float = 0.0,
-    min_lr: float = 0.0,
+    min_lr: float | None = None,
     milestones: list[float] | None = None,
-    decay_rate: float = 0.1,
-    decay_fraction: float = 0.1,
+    decay_rate: float | None = None,
+    decay_fraction: float | None = None,
 ) -> Scheduler:
     """A schedule that depends on the share of the run that is done, so that it scales with ``trainer.max_epochs``.
 
@@ -123,14 +136,24 @@ def create_schedule(
         total_updates: of the whole run.
         name: cosine to ``min_lr``; step at ``milestones``; wsd (warm up, stay, decay over the last share); constant.
         warmup_fraction: share of the run with a linear warm-up from ``lr / (warmup updates + 1)``.
-        min_lr: where cosine and wsd end.
-        milestones: shares of the run after which the rate is multiplied by ``decay_rate`` (step only).
-        decay_rate: for step.
-        decay_fraction: share of the run that decays (wsd only).
+        min_lr: where the rate ends (cosine and wsd only); None is 0.
+        milestones: shares of the run after which the rate is multiplied by ``decay_rate`` (step only); None is
+            [0.5, 0.75].
+        decay_rate: for step only; None is 0.1.
+        decay_fraction: share of the run that decays (wsd only); None is 0.1.
 
     Raises:
-        ValueError: a share outside [0, 1].
+        ValueError: a share outside [0, 1], or a key of another schedule.
     """
+    own = {"cosine": ("min_lr",), "wsd": ("min_lr", "decay_fraction"), "step": ("milestones", "decay_rate")}
+    keys = {"min_lr": min_lr, "milestones": milestones, "decay_rate": decay_rate, "decay_fraction": decay_fraction}
+    for key, value in keys.items():
+        if value is not None and key not in own.get(name, ()):
+            others = " or ".join(f"schedule={other}" for other, theirs in own.items() if key in theirs)
+            raise ValueError(f"schedule.{key}={value} has no effect on {name}; it belongs to {others}; leave it out")
+    min_lr = 0.0 if min_lr is None else min_lr
+    decay_rate = 0.1 if decay_rate is None else decay_rate
+    decay_fraction = 0.1 if decay_fraction is None else decay_fraction
     shares = {"warmup_fraction": warmup_fraction, "decay_fraction": decay_fraction}
     shares |= {f"milestones[{i}]": value for i, value in enumerate(milestones or [])}
     wrong = [f"{key}={value}" for key, value in shares.items() if not 0.0 <= value <= 1.0]

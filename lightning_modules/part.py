@@ -34,12 +34,14 @@ class Part(nn.Module):
 
     Class attributes:
         needs: what must be present: ``hard_labels``, ``index``, ``logits``, ``embedding``, ``attack``, ``teacher``.
+        gives: what a head puts into its ``Output``: ``logits``, ``embedding``.
         does: what the part does to the rest: ``mixes_labels``, ``doubles_forward``, ...
         refuses: effects of other parts that make this one meaningless, each with the mathematical reason.
         views: the images this part reads; each is forwarded once however many parts ask for it.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    gives: ClassVar[frozenset[str]] = frozenset()
     does: ClassVar[frozenset[str]] = frozenset()
     refuses: ClassVar[dict[str, str]] = {}
     views: ClassVar[tuple[str, ...]] = ()
@@ -49,6 +51,9 @@ class Part(nn.Module):
 
     def commit(self, outputs: dict[str, Output], batch: Batch, step: Step) -> None:
         """Write state after a successful update; ``outputs`` are detached."""
+
+    def after_validation(self, metrics: dict[str, float]) -> None:
+        """Set state that validation decides (a best cut); ``metrics`` are those of this epoch, by column name."""
 
     def end_epoch(self) -> dict[str, float]:
         """Diagnostics of the epoch that just ended, by name; resets their sums. The only host read of a part."""
@@ -84,7 +89,8 @@ class Regularizer(Part):
 
 class Mixing(Part):
     """Mixes samples: ``mix_batch`` draws partners and mixes labels (and images when ``at`` is ``input``);
-    ``mix_map`` mixes the unpooled feature map when ``at`` is ``feature_map``."""
+    ``mix_map`` mixes the unpooled feature map of the main view when ``at`` is ``feature_map``. At the input the whole
+    update batch is mixed, elsewhere each micro-batch is, so that partners lie in it."""
 
     at: ClassVar[str] = "input"
     does = frozenset({"mixes_labels"})
@@ -118,7 +124,8 @@ class Reweighting(Part):
 
     The other terms keep the uniform mean.
 
-    They sum to what the paper says over the global batch; uniform is ``1 / step.batch_size``. With
+    They sum to what the paper says over the global batch; uniform is ``1 / step.batch_size``. They are those of the
+    first pass over an update, whatever passes a gradient adds. With
     ``needs_all_losses`` the step first collects the term of every micro-batch without gradient and calls
     the part once on the whole update.
     """

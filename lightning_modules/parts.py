@@ -23,6 +23,7 @@ class Parts(nn.Module):
         mixing, attack, teacher: None where the seat is empty.
         reweighting: uniform by default.
         gradient: the sum by default.
+        head: of the network, which keeps owning its weights; here it takes part in set-up, commits and checks.
 
     Raises:
         ValueError: two parts that cannot work together, with the reason.
@@ -37,8 +38,10 @@ class Parts(nn.Module):
         teacher: Teacher | None = None,
         reweighting: Reweighting | None = None,
         gradient: Gradient | None = None,
+        head: Part | None = None,
     ) -> None:
         super().__init__()
+        self._head = [head] if head is not None else []  # in a list, so that it is not registered a second time
         self.loss = loss
         self.regularizers = nn.ModuleDict(dict(regularizers or {}))
         self.mixing, self.attack, self.teacher = mixing, attack, teacher
@@ -55,6 +58,8 @@ class Parts(nn.Module):
                 yield kind, part
         for name, part in self.regularizers.items():
             yield name, part  # type: ignore[misc]
+        for part in self._head:
+            yield "head", part
 
     def setup(self, context: Context) -> None:
         """Let every part allocate its state."""
@@ -66,6 +71,11 @@ class Parts(nn.Module):
         """Let every part write its state, after a successful update."""
         for _, part in self.named():
             part.commit(outputs, batch, step)
+
+    def after_validation(self, metrics: dict[str, float]) -> None:
+        """Let parts set what validation decides."""
+        for _, part in self.named():
+            part.after_validation(metrics)
 
     def end_epoch(self) -> dict[str, float]:
         """Diagnostics of every part, as ``kind/name``-prefixed columns."""
@@ -89,14 +99,15 @@ def check_composition(parts: Parts) -> None:
     named = list(parts.named())
     problems = []
     for name, part in named:
-        others = [(other, effect) for other, acting in named if acting is not part for effect in acting.does]
+        others = [(other, effect) for other, acting in named if acting is not part for effect in _effects(acting)]
         problems += [
             f"{name} cannot be combined with {other}: {part.refuses[effect]}"
             for other, effect in others
             if effect in part.refuses
         ]
         effects = {effect for _, effect in others}
-        missing = [need for need in sorted(part.needs) if _missing(need, parts, effects)]
+        problems += [f"{name} needs {need!r}, which nothing can give" for need in sorted(part.needs - NEEDS)]
+        missing = [need for need in sorted(part.needs & NEEDS) if _missing(need, parts, effects)]
         problems += [f"{name} needs {need}: {_HOW[need]}" for need in missing]
         for view in part.views:
             if view == "adversarial" and parts.attack is None:
@@ -110,7 +121,11 @@ def check_composition(parts: Parts) -> None:
         raise ValueError("these parts cannot work together:\n- " + "\n- ".join(problems))
 
 
+#: What a part can ask for. ``index`` is in every batch.
+NEEDS = frozenset({"attack", "teacher", "hard_labels", "logits", "embedding", "index"})
 _HOW = {
+    "logits": "choose a head that gives them, such as head=linear",
+    "embedding": "choose a head that gives one",
     "attack": "add one with attack=NAME",
     "teacher": "add one with teacher=NAME",
     "hard_labels": "a class for each sample, and mixing makes soft labels; remove it with ~mixing",
@@ -126,4 +141,12 @@ def _missing(need: str, parts: Parts, effects: set[str]) -> bool:
             return parts.teacher is None
         case "hard_labels":
             return "mixes_labels" in effects
-    return False  # logits and index are checked where they are read
+        case "logits" | "embedding":
+            return any(need not in head.gives for head in parts._head)
+    return False
+
+
+def _effects(part: Part) -> frozenset[str]:
+    """What a part does to the rest; mixing behind the backbone also mixes features."""
+    mixes_features = isinstance(part, Mixing) and part.at != "input"
+    return part.does | {"mixes_features"} if mixes_features else part.does

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from kernels.batch import Batch, Output, Step
 from lightning_modules.gradients.base import Terms
+from lightning_modules.names import unknown_name
+from lightning_modules.norm_statistics import norm_statistics_kept
 from lightning_modules.parts import Parts
 
 
@@ -55,21 +57,24 @@ def run_step(
     Returns:
         Detached outputs and terms of the first pass over the batch.
     """
-    if parts.mixing is not None:
+    if parts.mixing is not None and parts.mixing.at == "input":
         batch = parts.mixing.mix_batch(batch, step)
     prepared = [_prepare(parts, micro, step) for micro in batch.split(micro_batches)]
     result = StepResult(batches=[micro for micro, _ in prepared])
-    coefficients = _coefficients_of_all(parts, prepared, step) if len(prepared) > 1 else None
-    first_pass = True
+    # Those of the first pass hold for every further one: they belong to the update, not to perturbed weights.
+    coefficients: dict[int, Tensor] = _coefficients_of_all(parts, prepared, step) if len(prepared) > 1 else {}
 
     def passes() -> Iterator[Terms]:
-        nonlocal first_pass
-        record, first_pass = first_pass, False
+        # Weights may have been moved since the last pass, and autocast would reuse their cast copies.
+        torch.clear_autocast_cache()
+        record = not result.outputs
         for position, (micro, given) in enumerate(prepared):
+            step.coefficients = coefficients.get(position)
             outputs = forward_views(parts, micro, step) | given
             losses = parts.loss(outputs, micro, step)
-            step.coefficients = coefficients[position] if coefficients else None
             terms = reduce_terms(parts, losses, outputs, micro, step)
+            if step.coefficients is not None:
+                coefficients[position] = step.coefficients
             if record:
                 _record(result, outputs, losses, terms)
             yield terms
@@ -87,18 +92,20 @@ def forward_views(parts: Parts, batch: Batch, step: Step) -> dict[str, Output]:
         "second": batch.second_image,
     }
     outputs: dict[str, Output] = {}
-    done: dict[int, Output] = {}
+    done: dict[tuple[int, bool], Output] = {}
     for view in parts.views:
         if view == "teacher":
             continue
-        image = images.get(view)
+        image = images.get(view, batch.extra.get(view))
         if image is None:
             raise ValueError(
                 f"a part reads the view {view!r}, and the batch does not carry it; views: {sorted(images)}"
             )
-        if id(image) not in done:
-            done[id(image)] = step.forward(image, label=batch.label, mix_map=_map_mixing(parts, batch, step))
-        outputs[view] = done[id(image)]
+        mix_map = _map_mixing(parts, batch, step) if view == "main" else None
+        key = (id(image), mix_map is not None)
+        if key not in done:
+            done[key] = step.forward(image, label=batch.label, mix_map=mix_map)
+        outputs[view] = done[key]
     return outputs
 
 
@@ -106,6 +113,10 @@ def reduce_terms(parts: Parts, losses: Terms, outputs: dict[str, Output], batch:
     """Per-sample terms to named scalars of this micro-batch's share: the one place where ``[B]`` becomes a scalar."""
     share = len(batch) / step.batch_size
     weighted = parts.reweighting.term or next(iter(losses))
+    if weighted not in losses:
+        raise ValueError(unknown_name("reweighting.term", weighted, losses))
+    if twice := losses.keys() & parts.regularizers.keys():
+        raise ValueError(f"{', '.join(twice)} names a loss term and a regularizer; give the regularizer another name")
     terms: Terms = {}
     for name, loss in losses.items():
         if loss.ndim == 0:
@@ -124,7 +135,9 @@ def reduce_terms(parts: Parts, losses: Terms, outputs: dict[str, Output], batch:
 
 
 def _prepare(parts: Parts, batch: Batch, step: Step) -> tuple[Batch, dict[str, Output]]:
-    """Attack, then let the teacher fill its view."""
+    """Draw the partners of a mixing behind the backbone, attack, let the teacher fill its view."""
+    if parts.mixing is not None and parts.mixing.at != "input":
+        batch = parts.mixing.mix_batch(batch, step)
     if parts.attack is not None:
         batch = parts.attack(batch, step)
     return batch, {} if parts.teacher is None else {"teacher": parts.teacher(batch, step)}
@@ -140,25 +153,30 @@ def _map_mixing(parts: Parts, batch: Batch, step: Step) -> Callable[[Tensor], Te
 @torch.no_grad()
 def _coefficients_of_all(
     parts: Parts, prepared: list[tuple[Batch, dict[str, Output]]], step: Step
-) -> list[Tensor] | None:
+) -> dict[int, Tensor]:
     """Coefficients that need every loss of the update: a pass without gradient, then one call on the whole batch.
 
-    Costs one more forward of the update batch; norm statistics are put back afterwards.
+    Costs one more forward of the update batch. It leaves no trace: norm statistics are put back, and the random state
+    too, so that the pass that follows draws the same dropout masks.
     """
     if not parts.reweighting.needs_all_losses:
-        return None
-    buffers = {name: value.clone() for name, value in step.network.named_buffers()}
+        return {}
     seen = StepResult(batches=[micro for micro, _ in prepared])
-    for micro, given in prepared:
-        outputs = forward_views(parts, micro, step) | given
-        _record(seen, outputs, parts.loss(outputs, micro, step), {})
-    for name, value in step.network.named_buffers():
-        value.copy_(buffers[name])
+    with norm_statistics_kept(step.network), torch.random.fork_rng(_cuda_devices(prepared[0][0])):
+        for micro, given in prepared:
+            outputs = forward_views(parts, micro, step) | given
+            _record(seen, outputs, parts.loss(outputs, micro, step), {})
     outputs, batch = seen.whole()
     weighted = parts.reweighting.term or next(iter(seen.losses[0]))
+    if weighted not in seen.losses[0]:
+        raise ValueError(unknown_name("reweighting.term", weighted, seen.losses[0]))
     loss_B = torch.cat([losses[weighted] for losses in seen.losses])
     coefficients_B = parts.reweighting(loss_B, outputs, batch, step)
-    return list(coefficients_B.split([len(micro) for micro in seen.batches]))
+    return dict(enumerate(coefficients_B.split([len(micro) for micro in seen.batches])))
+
+
+def _cuda_devices(batch: Batch) -> list[torch.device]:
+    return [batch.image.device] if batch.image.is_cuda else []
 
 
 def _record(result: StepResult, outputs: dict[str, Output], losses: Terms, terms: Terms) -> None:

@@ -14,8 +14,8 @@ from lightning_modules.part import Context
 from lightning_modules.parts import Parts
 from lightning_modules.surgery.base import PHASES
 from recipes.run import Run
-from recipes.signature import ROOMS
-from recipes.validate import TARGET, ConfigError, is_part
+from recipes.signature import ANYWHERE, TARGET, is_part, place_of
+from recipes.validate import ConfigError, group_problems, part_problems
 
 Part = dict[str, Any]
 
@@ -66,7 +66,7 @@ def assemble(
         data_module = make(data, seed)
         data_module.setup()
         network, report = _network(backbone, surgery or {}, head, data_module.num_classes)
-        parts = _parts(loss, regularizer or {}, mixing, attack, teacher, reweighting, gradient)
+        parts = _parts(network, loss, regularizer or {}, mixing, attack, teacher, reweighting, gradient)
         context = Context(
             num_classes=data_module.num_classes,
             num_train=data_module.num_train,
@@ -103,18 +103,31 @@ def _check_processes(world: int, data: Part) -> None:
         )
 
 
-def make(node: Part, *positional: Any) -> Any:
+def make(node: Part, *positional: Any, group: str | None = None) -> Any:
     """Build one part: its keys as keyword arguments, nested parts first.
 
+    Args:
+        node: the part.
+        positional: arguments in front of its keys.
+        group: the config group whose folder the target has to lie in; None for any folder of parts.
+
     Raises:
-        ConfigError: a target outside our rooms. Nothing is imported then.
+        ConfigError: a target that is no part of this library, or keys that do not fit it. Nothing is imported then.
     """
+    if problems := part_problems(node, group or "part", *([place_of(group)] if group else ANYWHERE)):
+        raise ConfigError(problems)
     module, _, name = node[TARGET].rpartition(".")
-    if module.split(".")[0] not in ROOMS:
-        rooms = ", ".join(ROOMS)
-        raise ConfigError([f"{node[TARGET]!r} is not a part of this library; targets start with {rooms}"])
-    keys = {key: make(value) if is_part(value) else value for key, value in node.items() if key != TARGET}
+    keys = {key: _nested(value) for key, value in node.items() if key != TARGET}
     return getattr(import_module(module), name)(*positional, **keys)
+
+
+def _nested(value: Any) -> Any:
+    """A value with every part in it built, also in lists and dicts."""
+    if is_part(value):
+        return make(value)
+    if isinstance(value, dict):
+        return {key: _nested(item) for key, item in value.items()}
+    return [_nested(item) for item in value] if isinstance(value, list) else value
 
 
 def maker(node: Part) -> Any:
@@ -130,19 +143,23 @@ def _network(backbone: Part, surgery: dict[str, Part], head: Part, num_classes: 
     return network, [line for item in surgeries for line in item.apply(network)]
 
 
-def _parts(loss: Part, regularizer: dict[str, Part], *seats: Part | None) -> Parts:
+def _parts(network: Network, loss: Part, regularizer: dict[str, Part], *seats: Part | None) -> Parts:
     built = {key: make(part) for key, part in regularizer.items()}
-    return Parts(make(loss), built, *(make(seat) if seat else None for seat in seats))
+    return Parts(make(loss), built, *(make(seat) if seat else None for seat in seats), head=network.head)
 
 
 def rebuild_network(config: Part, num_classes: int, state: dict[str, torch.Tensor]) -> Network:
     """The network of a stored configuration with stored weights; pretrained files are not needed again.
 
     Raises:
+        ConfigError: a part that is none of its group; a stored configuration may come from anyone.
         ValueError: the weights are of another architecture or number of classes.
     """
+    stored = {group: config.get(group) for group in ("backbone", "head", "surgery")}
+    if problems := [line for group, value in stored.items() for line in group_problems(group, value)]:
+        raise ConfigError(problems)
     network, _ = _network(
-        {**config["backbone"], "pretrained": False}, config["surgery"] or {}, config["head"], num_classes
+        {**config["backbone"], "pretrained": False}, config.get("surgery") or {}, config["head"], num_classes
     )
     wrong = [
         f"{key}: {list(state[key].shape)} in the checkpoint, {list(value.shape)} in the network"

@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recipes.catalogue import CONFIGS, LIST_GROUPS
 from recipes.overrides import SEATS, Overrides
-from recipes.validate import ConfigError, is_part, problems_of
+from recipes.signature import is_part
+from recipes.validate import ConfigError, problems_of
 
 
 def compose_config(
@@ -46,9 +47,9 @@ def compose_config(
     config = cast(dict[str, Any], config)
     if overrides.recipe is not None:
         config["recipe"] = overrides.recipe
-    problems = (
-        overrides.problems + _absent_parts(config, {name for name, _ in overrides.values}) + problems_of(config, target)
-    )
+    problems = overrides.problems + _remove(config, overrides) + _absent_parts(config, overrides) + _seed(config)
+    unread = tuple(f"{name} must be given" for name in overrides.unread)
+    problems += [line for line in problems_of(config, target) if not line.startswith(unread)]
     if problems:
         raise ConfigError(problems)
     return config
@@ -69,14 +70,45 @@ def _afresh(group: str, overrides: Overrides) -> Any:
     return node
 
 
-def _absent_parts(config: dict[Any, Any], typed: set[str]) -> list[str]:
+def _remove(config: dict[str, Any], overrides: Overrides) -> list[str]:
+    """Take out what ``~`` names, wherever it came from; a removed key takes the default of its signature."""
+    problems = []
+    for word in overrides.removed:
+        path = word.replace("/", ".")
+        *parents, last = path.split(".")
+        node: Any = config
+        for name in parents:
+            node = node.get(name) if isinstance(node, dict) else None
+        if not parents:
+            problems.append(f"~{path}: only parts and keys of parts can be removed, as ~GROUP, ~GROUP.KEY")
+        elif not isinstance(node, dict) or last not in node:
+            problems.append(f"~{word}: there is no {path} to remove")
+        elif "/" in word:
+            problems.append(f"~{word}: write ~{path}")
+        elif later := [name for name, _ in overrides.values if name == path or name.startswith(f"{path}.")]:
+            problems.append(f"~{path} removes what {', '.join(later)} sets; write one of the two")
+        else:
+            del node[last]
+    return problems
+
+
+def _seed(config: dict[str, Any]) -> list[str]:
+    seed = config.get("seed", 0)
+    wrong = isinstance(seed, int) and not 0 <= seed < 2**32
+    return [f"seed={seed} must lie in 0..{2**32 - 1}"] if wrong else []
+
+
+def _absent_parts(config: dict[Any, Any], overrides: Overrides) -> list[str]:
     """Keys of parts that are not chosen are taken out: silently what a recipe set for a part that was replaced, with
     a message what the command line says."""
-    problems = []
+    problems, typed = [], {name for name, _ in overrides.values}
     for group, node in config.items():
         if isinstance(node, dict) and group in LIST_GROUPS:
             for name in [name for name, part in node.items() if not is_part(part)]:
-                if any(key.startswith(f"{group}.{name}") for key in typed):
+                chosen = name in (overrides.chosen(group) or [])
+                if chosen and f"{group}.{name}" in typed:
+                    problems.append(f"{group}.{name} is a part, not a value; to remove it write ~{group}.{name}")
+                elif any(f"{key}.".startswith(f"{group}.{name}.") for key in typed):
                     problems.append(f"{group}.{name} is not part of this configuration; add it with +{group}={name}")
                 del node[name]
         elif group in SEATS and isinstance(node, dict) and node and not is_part(node):

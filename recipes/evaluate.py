@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from recipes.compose import compose_config
-from recipes.validate import TARGET, ConfigError, problems_of, unknown_key
+from recipes.validate import ConfigError, group_problems, unknown_key
 
 Part = dict[str, Any]
+STORED = ("backbone", "head", "surgery", "data")  # groups of a stored configuration that are built again
 UNLABELLED = ["root", "eval_batch_size", "num_workers", "max_pixels"]  # keys of data that a folder of images takes
 
 
@@ -59,7 +61,7 @@ def evaluate_checkpoint(
         root = node.get("root") if data or any(word.startswith("data.root=") for word in data_words) else None
         network = rebuild_network(config, len(content["classes"]), content["network"]).to(_device(device)).eval()
         folder = _output_folder(checkpoint, output)
-        runs = {name: make(part) for name, part in evaluator.items()}
+        runs = {name: make(part, group="evaluator") for name, part in evaluator.items()}
         sources = {name: _source(run.reads, node, root, content, folder, config["seed"]) for name, run in runs.items()}
         folder.mkdir(parents=True)  # nothing is left behind where the data were refused
         results: dict[str, dict[str, float]] = {}
@@ -74,12 +76,25 @@ def evaluate_checkpoint(
 
 
 def stored_config(content: dict[str, Any]) -> dict[str, Any]:
-    """The configuration a checkpoint holds as YAML text, as a plain dict."""
-    from omegaconf import OmegaConf
+    """The configuration a checkpoint holds as YAML text, as a plain dict; it may come from anyone.
 
-    config = OmegaConf.to_container(OmegaConf.create(content["config"]), resolve=False)
-    assert isinstance(config, dict)
-    return config  # type: ignore[return-value]
+    Raises:
+        ConfigError: parts that are none of their group, or a recipe's name that is none.
+    """
+    import yaml
+
+    try:
+        config = yaml.safe_load(content["config"])
+    except (yaml.YAMLError, KeyError, AttributeError) as error:
+        raise ConfigError([f"the checkpoint holds no configuration that can be read ({error})"]) from error
+    if not isinstance(config, dict) or not isinstance(config.get("seed"), int):
+        raise ConfigError(["the checkpoint holds no configuration of a run: its groups and its seed are missing"])
+    problems = [line for group in STORED for line in group_problems(group, config.get(group))]
+    if not re.fullmatch(r"\w[\w.-]*", str(config.get("recipe"))):  # it becomes the name of a file
+        problems.append(f"recipe={config.get('recipe')!r} is no name of a recipe")
+    if problems:
+        raise ConfigError([f"in the configuration of the checkpoint, {line}" for line in problems])
+    return config
 
 
 def change_data(node: Part, words: Sequence[str], evaluators: dict[str, Part] | None = None) -> Part:
@@ -94,7 +109,7 @@ def change_data(node: Part, words: Sequence[str], evaluators: dict[str, Part] | 
         keys = [word.partition("=")[0] for word in dotted]
         problems = [unknown_key(f"data.{key}", UNLABELLED) for key in keys if key not in UNLABELLED]
     else:
-        problems = problems_of(merged, node[TARGET], "data")  # type: ignore[arg-type]
+        problems = group_problems("data", merged)
     if problems:
         raise ConfigError(problems)
     return merged  # type: ignore[return-value]
@@ -123,11 +138,11 @@ def _source(reads: str, node: Part, root: str | None, content: dict[str, Any], f
         keys = {key: node[key] for key in UNLABELLED if key in node}
         images = Unlabelled(content["preprocessing"], **{**keys, "root": root})
         return EvaluationData(images.dataloader(), classes, paths=images.paths, output=folder)
-    module = make(node, seed)
+    module = make(node, seed, group="data")
     module.setup()
     if tuple(module.classes) != classes:
         raise ConfigError([_class_difference(classes, tuple(module.classes))])
-    return EvaluationData(module.test_dataloader(), classes, output=folder)
+    return EvaluationData(module.test_dataloader(), classes, output=folder, train=module.train_eval_dataloader)
 
 
 def _class_difference(trained: tuple[str, ...], found: tuple[str, ...]) -> str:

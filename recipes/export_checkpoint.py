@@ -35,7 +35,7 @@ def export_checkpoint(*, checkpoint: str, format: Literal["timm"] = "timm", outp
         if path.exists():
             raise FileExistsError(f"{path} exists and is not overwritten; choose another output=")
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = make({**config["data"], "num_workers": 0}, config["seed"])
+        data = make({**config["data"], "num_workers": 0}, config["seed"], group="data")
         data.setup()
         written = export_safetensors(
             network,

@@ -8,6 +8,8 @@ group=NAME                   choose a part          group=[A,B]   several, where
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -38,6 +40,8 @@ class Overrides:
         words: Hydra overrides that can be composed.
         values: (dotted key, value) of every plain ``key=value``.
         swapped: groups of one part whose option differs from the recipe's.
+        removed: dotted keys and parts that ``~`` takes out.
+        unread: keys whose word could not be read; that their value is missing is then no problem of its own.
     """
 
     def __init__(self, words: Sequence[str], root: str = "train") -> None:
@@ -46,44 +50,71 @@ class Overrides:
         self.recipe: str | None = defaults.get("recipe")
         self.values: list[tuple[str, Any]] = []
         self.swapped: dict[str, str] = {}
+        self.removed: list[str] = []
+        self.unread: list[str] = []
         self._groups: dict[str, Any] = {}
         self._keys: list[str] = []
+        self._defaults = defaults
         parsed = [override for word in words if (override := self._parse(word)) is not None]
         for override in sorted(parsed, key=lambda o: o.key_or_group != "recipe"):
-            self._read(override, defaults)
+            self._read(override)
 
     @property
     def words(self) -> list[str]:
-        return [_spell(name, value) for name, value in self._groups.items()] + self._keys
+        """An empty seat that stays empty needs no word, and Hydra could not remove it."""
+        groups = [item for item in self._groups.items() if item[1] is not None or self._own(item[0]) is not None]
+        return [_spell(name, value) for name, value in groups] + self._keys
+
+    def chosen(self, group: str) -> Any:
+        """The choice for a group: the command line's, else the recipe's."""
+        return self._groups[group] if group in self._groups else self._own(group)
+
+    def _own(self, group: str) -> Any:
+        return _choice(self.recipe, group, self._defaults.get(group))
 
     def _parse(self, word: str) -> Override | None:
         try:
             override = OverridesParser.create().parse_override(word)
         except HydraException:
-            self.problems.append(f"cannot read {word!r}: {SPELLINGS}")
+            self.unread.append(word.partition("=")[0].lstrip("+"))
+            self.problems.append(f"cannot read {word!r}: {self._quoted(word) or SPELLINGS}")
             return None
         if override.is_sweep_override():
-            self.problems.append(
-                f"{word!r} names several values: for several parts write {override.key_or_group}=[A,B]; "
-                "for one run each add -m"
-            )
+            name = override.key_or_group
+            self.unread.append(name)
+            parts = f"for several parts write {name}=[A,B]; " if name in LIST_GROUPS else ""
+            self.problems.append(f"{word!r} names several values: {parts}for one run each add -m")
             return None
         return override
 
-    def _read(self, override: Override, defaults: dict[str, Any]) -> None:
+    def _quoted(self, word: str) -> str | None:
+        """Advice for a value with characters that Hydra reads as its own, such as the ``=`` of a path."""
+        found = re.fullmatch(r"(\+{0,2}[\w.]+)=(.*)", word, flags=re.DOTALL)
+        if not found or found[1].lstrip("+") in (*self._defaults, *SEATS) or found[2][:1] in "[{'\"":
+            return None
+        escaped = found[2].replace("'", "\\'")
+        spelled = f"{found[1]}='{escaped}'"
+        try:
+            OverridesParser.create().parse_override(spelled)
+        except HydraException:
+            return None
+        shell = shlex.quote(spelled) if re.search(r'["$`\\!]', spelled) else f'"{spelled}"'
+        return f"some characters of the value have a meaning here; quote it, in a shell as {shell}"
+
+    def _read(self, override: Override) -> None:
         name = override.key_or_group
         if name == "hydra" or name.startswith("hydra.") or name.startswith("hydra/"):
             self.problems.append(f"{override.input_line!r}: Hydra's own settings are not part of a run; see --help")
-        elif name in defaults or name in SEATS:
-            self._read_group(name, override, defaults)
+        elif name in self._defaults or name in SEATS:
+            self._read_group(name, override)
         elif override.is_delete():
-            self._keys.append(f"~{name}")
+            self.removed.append(name)
         else:
             self._set(name, override.value(), str(override.input_line).split("=", 1)[1])
 
-    def _read_group(self, group: str, override: Override, defaults: dict[str, Any]) -> None:
+    def _read_group(self, group: str, override: Override) -> None:
         several = group in LIST_GROUPS
-        current = self._groups[group] if group in self._groups else _choice(self.recipe, group, defaults.get(group))
+        current = self.chosen(group)
         if override.is_delete():
             if not current:
                 self.problems.append(f"~{group}: the recipe has no {group} to remove")
@@ -91,6 +122,7 @@ class Overrides:
                 self.problems.append(f"~{group}: every run has a {group}; replace it with {group}=NAME")
             else:
                 self._groups[group] = [] if several else None
+                self.swapped.pop(group, None)
             return
         value = override.value()
         if isinstance(value, dict) or (isinstance(value, list) and not several):
@@ -123,7 +155,8 @@ class Overrides:
             self.recipe = self._groups["recipe"] = known[0]
         elif known or current:
             self._groups[group] = known[0] if known else None
-            if known and known[0] != current and group not in KEEPS_SETTINGS:
+            self.swapped.pop(group, None)
+            if known and known[0] != self._own(group) and group not in KEEPS_SETTINGS:
                 self.swapped[group] = known[0]
 
     def _set(self, name: str, value: Any, text: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from recipes.checkpoint import save_checkpoint
 from recipes.directory import write_text
-
-MONITOR = "val/accuracy"
 
 
 class Recorder(Checkpoint):
@@ -31,6 +28,7 @@ class Recorder(Checkpoint):
         self.directory, self.facts, self.state = directory, facts, state
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
+        self.best_key: tuple[float, ...] | None = None
         self._writer: Any = None
         (directory / "checkpoints").mkdir()
 
@@ -48,17 +46,19 @@ class Recorder(Checkpoint):
             "metrics": row,
             "network": pl_module.evaluated_network.state_dict(),  # type: ignore[union-attr, operator]
         }
-        if self._is_best(row):
+        if self._is_best(pl_module.selection(row)):  # type: ignore[operator]
             self.best = row
             save_checkpoint(self.directory / "checkpoints" / "best.ckpt", content)
         save_checkpoint(self.directory / "checkpoints" / "last.ckpt", {**content, "training": self.state()})
 
-    def _is_best(self, row: dict[str, float]) -> bool:
-        """Higher validation accuracy, then lower validation loss; without a validation set the newest."""
-        if MONITOR not in row or MONITOR not in self.best:
-            return MONITOR in row or MONITOR not in self.best
-        key = (row[MONITOR], -row["val/loss"])
-        return math.isfinite(row["val/loss"]) and key > (self.best[MONITOR], -self.best["val/loss"])
+    def _is_best(self, key: tuple[float, ...] | None) -> bool:
+        """Whether an epoch beats the best so far; before any was validated, the newest is the best."""
+        if key is None:
+            return self.best_key is None
+        if self.best_key is not None and key <= self.best_key:
+            return False
+        self.best_key = key
+        return True
 
     def _tensorboard(self, row: dict[str, float]) -> None:
         if self._writer is None:

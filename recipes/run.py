@@ -77,7 +77,7 @@ class Run:
         write_json(directory / "results.json", results)
         from recipes.report.page import write_report
 
-        report = write_report(directory, next(iter(evaluations.values()), Evaluation()))
+        report = write_report(directory, evaluations)
         print(f"{_summary(results)}\n{report}", flush=True)
         if idle := self.task.parts.idle():  # type: ignore[union-attr, operator]
             raise NeverActed(
@@ -122,8 +122,13 @@ class Run:
         network = self.task.evaluated_network
         state = load_checkpoint(directory / "checkpoints" / "best.ckpt")["network"]
         network.load_state_dict(state)  # type: ignore[union-attr, operator]
-        batches = list(self.data.test_dataloader()) if len(self.evaluators) > 1 else self.data.test_dataloader()
-        data = EvaluationData(batches=batches, classes=self.data.classes, output=directory)
+        network.to(self.trainer.strategy.root_device)  # type: ignore[union-attr, operator]  # fit leaves it on the CPU
+        data = EvaluationData(
+            batches=self.data.test_dataloader(),
+            classes=self.data.classes,
+            output=directory,
+            train=self.data.train_eval_dataloader,
+        )
         return {name: evaluator(network, data) for name, evaluator in self.evaluators.items()}  # type: ignore[arg-type]
 
     def _results(self, recorder: Recorder, evaluations: dict[str, Evaluation], seconds: float) -> dict[str, Any]:

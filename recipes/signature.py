@@ -14,6 +14,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("datamodules", "lightning_modules", "recipes")
+TARGET = "_target_"
+#: Where the targets of a group lie when that is no folder of its own in lightning_modules/.
+PLACES = {
+    "data": "datamodules.",
+    "optimizer": "lightning_modules.optimization.",
+    "schedule": "lightning_modules.optimization.",
+    "trainer": "recipes.trainer.create_trainer",
+}
+ANYWHERE = ("datamodules.", "lightning_modules.", PLACES["trainer"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +38,37 @@ class Key:
 
 
 class UnknownTarget(LookupError):
-    """A ``_target_`` that is outside our rooms or does not exist."""
+    """A ``_target_`` that is outside its place or does not exist."""
+
+
+def place_of(group: str) -> str:
+    """What the targets of a config group start with: its folder, so that no group reaches into another's."""
+    names = (group, f"{group}s", f"{group}es")
+    folders = [f"lightning_modules.{name}." for name in names if (ROOT / "lightning_modules" / name).is_dir()]
+    return PLACES.get(group) or (folders[0] if folders else "lightning_modules.")
+
+
+def place_inside(target: str) -> str:
+    """What the targets of parts nested in a part start with: its own room, since rooms of parts do not mix."""
+    return f"{target.partition('.')[0]}."
+
+
+def check_target(target: str, *places: str) -> None:
+    """Refuse a ``_target_`` that some YAML names, before anything is imported.
+
+    Args:
+        target: dotted path.
+        places: what it may start with, or, without a dot at the end, may be.
+
+    Raises:
+        UnknownTarget: it lies elsewhere, is private, or its module only imports it.
+    """
+    inside = any(target == place or (place.endswith(".") and target.startswith(place)) for place in places)
+    if not inside or not all(name.isidentifier() and not name.startswith("_") for name in target.split(".")):
+        raise UnknownTarget(
+            f"{target!r} is not a part of this library that can stand here; allowed here: {' or '.join(places)}"
+        )
+    signature(target)
 
 
 @cache
@@ -58,7 +97,7 @@ def matches(annotation: ast.expr, value: Any) -> bool:
         case ast.BinOp(left=left, right=right, op=ast.BitOr()):
             return matches(left, value) or matches(right, value)
         case ast.Name(id="Any"):
-            return True
+            return not holds_part(value)
         case ast.Name(id="bool"):
             return isinstance(value, bool)
         case ast.Name(id="int"):
@@ -68,9 +107,9 @@ def matches(annotation: ast.expr, value: Any) -> bool:
         case ast.Name(id="str"):
             return isinstance(value, str)
         case ast.Name(id="list"):
-            return isinstance(value, list)
+            return isinstance(value, list) and not holds_part(value)
         case ast.Name(id="dict"):
-            return isinstance(value, dict)
+            return isinstance(value, dict) and not holds_part(value)
         case ast.Subscript(value=ast.Name(id="Literal"), slice=slice_):
             return (
                 value in ast.literal_eval(slice_)
@@ -80,8 +119,21 @@ def matches(annotation: ast.expr, value: Any) -> bool:
         case ast.Subscript(value=ast.Name(id="list"), slice=item):
             return isinstance(value, list) and all(matches(item, element) for element in value)
         case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[_, item])):
-            return isinstance(value, dict) and all(matches(item, element) for element in value.values())
-    return isinstance(value, dict) and "_target_" in value
+            plain = isinstance(value, dict) and TARGET not in value
+            return plain and all(matches(item, element) for element in value.values())
+    return is_part(value)
+
+
+def is_part(value: Any) -> bool:
+    """Whether a value is a dict that names its own target."""
+    return isinstance(value, dict) and isinstance(value.get(TARGET), str)
+
+
+def holds_part(value: Any) -> bool:
+    """Whether there is a target anywhere in a value."""
+    if isinstance(value, dict):
+        return TARGET in value or any(holds_part(item) for item in value.values())
+    return isinstance(value, list) and any(holds_part(item) for item in value)
 
 
 def _function(module: str, name: str, target: str) -> ast.FunctionDef:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from typing import Literal
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.accelerators import MPSAccelerator
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 
 def create_trainer(
@@ -14,10 +17,10 @@ def create_trainer(
     *,
     max_epochs: int,
     accelerator: str = "auto",
-    devices: int | str | list[int] = "auto",
+    devices: int | str | list[int] = 1,
     strategy: str = "auto",
     num_nodes: int = 1,
-    precision: str = "32-true",
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true",
     deterministic: bool = False,
     check_val_every_n_epoch: int = 1,
 ) -> Trainer:
@@ -26,8 +29,9 @@ def create_trainer(
     Args:
         callbacks: observers.
         max_epochs: length of the run; every schedule scales with it.
-        accelerator: auto, cpu, gpu, ...
-        devices: how many, or which.
+        accelerator: auto, cpu, gpu, ... On Apple's MPS there is no float64, which state of this library needs: auto
+            takes the CPU there, and mps is refused.
+        devices: how many, or which; auto takes all, so the shipped YAML asks for it only with ``strategy: ddp``.
         strategy: auto or ddp.
         num_nodes: machines.
         precision: 32-true, bf16-mixed or 64-true. fp16 needs a loss scaler, which manual optimization with several
@@ -36,30 +40,50 @@ def create_trainer(
         check_val_every_n_epoch: validate every n epochs.
 
     Raises:
-        ValueError: a precision that is not supported.
+        ValueError: a count below 1, a precision that is not supported, or devices that this machine does not have.
     """
     if precision not in ("32-true", "bf16-mixed", "64-true"):
         raise ValueError(f"trainer.precision={precision} is not supported; allowed: 32-true, bf16-mixed, 64-true")
-    if max_epochs < 1:
-        raise ValueError(f"trainer.max_epochs must be at least 1, got {max_epochs}")
+    counts = {"max_epochs": max_epochs, "check_val_every_n_epoch": check_val_every_n_epoch, "num_nodes": num_nodes}
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"trainer.{name} must be at least 1, got {value}")
     _quiet()
-    return Trainer(
-        max_epochs=max_epochs,
-        accelerator=accelerator,
-        devices=devices,
-        strategy=strategy,
-        num_nodes=num_nodes,
-        precision=precision,  # type: ignore[arg-type]
-        deterministic=deterministic,
-        check_val_every_n_epoch=check_val_every_n_epoch,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
+    try:
+        return Trainer(
+            max_epochs=max_epochs,
+            accelerator=_without_mps(accelerator),
+            devices=devices,
+            strategy=strategy,
+            num_nodes=num_nodes,
+            precision=precision,
+            deterministic=deterministic,
+            check_val_every_n_epoch=check_val_every_n_epoch,
+            callbacks=list(callbacks),
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+    except MisconfigurationException as error:
+        raise ValueError(
+            f"trainer.accelerator={accelerator} with trainer.devices={devices} cannot be had here: {error}; "
+            "trainer.accelerator=auto trainer.devices=1 runs everywhere"
+        ) from error
+
+
+def _without_mps(accelerator: str) -> str:
+    """The CPU where Lightning would choose Apple's MPS by itself; an error where it was asked for."""
+    if not MPSAccelerator.is_available() and accelerator != "mps":
+        return accelerator
+    if accelerator in ("mps", "gpu"):
+        raise ValueError(
+            f"trainer.accelerator={accelerator}: Apple's MPS has no float64, which state of this library needs; use "
+            "trainer.accelerator=cpu"
+        )
+    return "cpu" if accelerator == "auto" else accelerator
 
 
 def _quiet() -> None:

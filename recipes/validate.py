@@ -5,10 +5,10 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from recipes.signature import UnknownTarget, matches, signature
+from recipes.catalogue import LIST_GROUPS
+from recipes.signature import TARGET, UnknownTarget, check_target, is_part, matches, place_inside, place_of, signature
 
 MISSING = "???"
-TARGET = "_target_"
 
 
 class ConfigError(ValueError):
@@ -23,15 +23,17 @@ def problems_of(node: dict[str, Any], target: str, path: str = "") -> list[str]:
     """Unknown keys, wrong types and missing values of one part and the parts inside it.
 
     Args:
-        node: plain dict of the part.
-        target: what it configures.
-        path: dotted path of the node, for messages.
+        node: plain dict of the part, or of a root.
+        target: what it configures; the parts of a root are its groups, each with targets of its own folder only.
+        path: dotted path of the node, for messages; empty for a root, which names no target of its own.
     """
     try:
         keys = signature(target)
     except UnknownTarget as error:
         return [f"{path or 'config'}: {error}"]
-    problems = [unknown_key(join(path, name), list(keys)) for name in node if name not in keys and name != TARGET]
+    unknown = [str(name) for name in node if name not in keys and not (name == TARGET and path)]
+    inner = {} if path else _keys_below({name: node[name] for name in keys if name in node})
+    problems = [unknown_key(join(path, name), list(keys), inner) for name in unknown]
     for name, key in keys.items():
         where = join(path, name)
         if name not in node:
@@ -41,26 +43,72 @@ def problems_of(node: dict[str, Any], target: str, path: str = "") -> list[str]:
             problems.append(f"{where} must be given: {where}=VALUE ({key.type_name})")
         elif not matches(key.annotation, node[name]):
             problems.append(f"{where}={node[name]!r} has the wrong type; allowed: {key.type_name}")
-    for name, value in node.items():
-        if is_part(value):
-            problems += problems_of(value, value[TARGET], join(path, name))
-        elif isinstance(value, dict) and name in keys:
-            for inner, item in value.items():
-                if is_part(item):
-                    problems += problems_of(item, item[TARGET], join(join(path, name), inner))
+        else:  # what has the right type holds parts only where its annotation allows them
+            place = place_inside(target) if path else place_of(name)
+            problems += _parts_inside(node[name], where, place)
     return problems
 
 
-def is_part(value: Any) -> bool:
-    """Whether a value is a dict that names its own target."""
-    return isinstance(value, dict) and isinstance(value.get(TARGET), str)
+def part_problems(node: Any, path: str, *places: str) -> list[str]:
+    """What is wrong with a part whose target comes from a file; a target outside ``places`` is all that is said."""
+    if not is_part(node):
+        return [f"{path} must be a part: a dict with {TARGET}, got {node!r}"]
+    try:
+        check_target(node[TARGET], *places)
+    except UnknownTarget as error:
+        return [f"{path}: {error}"]
+    return problems_of(node, node[TARGET], path)
 
 
-def unknown_key(path: str, names: list[str]) -> str:
-    """Message about a key that does not exist, with the nearest ones that do."""
+def group_problems(group: str, value: Any) -> list[str]:
+    """``part_problems`` of a config group: of its part, or of every part in it."""
+    if group not in LIST_GROUPS:
+        return part_problems(value, group, place_of(group))
+    if not isinstance(value, dict | None):
+        return [f"{group} must hold parts by name, got {value!r}"]
+    parts = (value or {}).items()
+    return [line for name, part in parts for line in part_problems(part, join(group, str(name)), place_of(group))]
+
+
+def _keys_below(node: dict[str, Any], path: str = "") -> dict[str, list[str]]:
+    """{name: dotted paths} of the keys of every part: those that are set, and those that could be."""
+    found: dict[str, list[str]] = {}
+    for name, value in node.items():
+        if not isinstance(value, dict):
+            continue
+        where = join(path, str(name))
+        try:
+            keys = [*signature(value[TARGET])] if is_part(value) else []
+        except UnknownTarget:
+            keys = []
+        for key in dict.fromkeys([*keys, *(str(key) for key in value if key != TARGET)]):
+            found.setdefault(key, []).append(join(where, key))
+        for key, paths in _keys_below(value, where).items():
+            found.setdefault(key, []).extend(paths)
+    return found
+
+
+def _parts_inside(value: Any, path: str, place: str) -> list[str]:
+    if is_part(value):
+        return part_problems(value, path, place)
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [line for name, item in items for line in _parts_inside(item, join(path, str(name)), place)]
+
+
+def unknown_key(path: str, names: list[str], inner: dict[str, list[str]] | None = None) -> str:
+    """Message about a key that does not exist, with the nearest ones that do.
+
+    Args:
+        path: dotted path of the key.
+        names: keys that exist beside it.
+        inner: {name: dotted paths} of keys deeper down, whose path may have been left out.
+    """
     parent, _, name = path.rpartition(".")
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(join(parent, n) for n in near)}?" if near else "."
+    inner = inner or {}
+    near = [join(parent, close) for close in get_close_matches(name, names, n=3, cutoff=0.5)]
+    deep = [name] if name in inner else [] if near else get_close_matches(name, inner, n=1, cutoff=0.7)
+    near = [full for close in deep for full in inner[close]] or near
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
     return f"{path} is not a key{hint} Keys of {parent or 'the root'}: {', '.join(sorted(names)) or 'none'}"
 
 

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from kernels.batch import Batch, Output, Step
+from lightning_modules.evaluators.base import EvaluationData, Evaluator
 from lightning_modules.gradients.base import Gradient
 from lightning_modules.heads.base import Head
 from lightning_modules.heads.linear import Linear
@@ -23,15 +24,20 @@ from lightning_modules.step import run_step
 from recipes.assemble import make
 from recipes.catalogue import CONFIGS
 
-KINDS = {
-    "loss": Loss,
-    "regularizer": Regularizer,
-    "mixing": Mixing,
-    "head": Head,
+#: Folders of configs/ that hold no part; tests of their own cover them. Every other folder needs a contract.
+NO_PARTS = {"backbone", "callback", "data", "optimizer", "recipe", "schedule", "task", "trainer"}
+#: What a kind is, for parts that take a seat in a training step.
+TRAINED = {
+    "attack": Attack,
     "gradient": Gradient,
+    "head": Head,
+    "loss": Loss,
+    "mixing": Mixing,
+    "regularizer": Regularizer,
     "reweighting": Reweighting,
 }
-AT_LEAST = {"loss": 2, "regularizer": 2, "mixing": 2, "head": 2, "gradient": 1, "reweighting": 1}
+CONTRACTS = TRAINED | {"evaluator": Evaluator}
+AT_LEAST = {"loss": 2, "regularizer": 2, "mixing": 2, "head": 2, "gradient": 1, "reweighting": 1, "evaluator": 2}
 PLAIN = {"loss": "cross_entropy", "gradient": "sum", "reweighting": "uniform"}
 EPOCHS, SIZE, CLASSES, TRAIN = 20, 8, 3, 40
 
@@ -45,6 +51,20 @@ def nodes(kind):
     return found
 
 
+def kinds(configs=CONFIGS):
+    """Every folder of configs/ that holds parts."""
+    return sorted({path.parent.name for path in configs.glob("*/*.yaml")} - NO_PARTS)
+
+
+def check_contracts(found):
+    """Fail for a kind that no test of this file would look at."""
+    for kind in found:
+        assert kind in CONTRACTS, (
+            f"write a contract for kind {kind}: its parts are in configs/{kind}/ and untested here"
+        )
+
+
+KINDS = [kind for kind in kinds() if kind in TRAINED]
 PARTS = [(kind, name) for kind in KINDS for name in nodes(kind)]
 EVERY = pytest.mark.parametrize(("kind", "name"), PARTS, ids=[f"{kind}/{name}" for kind, name in PARTS])
 
@@ -63,6 +83,8 @@ class Steady(Teacher):
 class Embedding(Linear):
     """A head for whoever needs an embedding."""
 
+    gives = frozenset({"logits", "embedding"})
+
     def forward(self, features_BD, label=None):
         output = super().forward(features_BD, label)
         output.embedding = features_BD
@@ -78,9 +100,9 @@ class Bench:
         every = [part for _, _, part in built]
         views = {view for part in every for view in part.views} | {need for part in every for need in part.needs}
         if views & {"adversarial", "attack"}:
-            seats["attack"] = Shift()
+            seats.setdefault("attack", Shift())
         if "teacher" in views:
-            seats["teacher"] = Steady()
+            seats.setdefault("teacher", Steady())
         regularizers = {name: part for kind, name, part in built if kind == "regularizer"}
         head = next((part for kind, _, part in built if kind == "head"), None)
         self.network = make_network(seed=seed, batch_norm=False, dtype=torch.float32)
@@ -89,7 +111,7 @@ class Bench:
         elif "embedding" in views:
             self.network.head = Embedding(4, CLASSES)
         self.network.to(dtype)
-        self.parts = Parts(seats.pop("loss", CrossEntropy()), regularizers, **seats)
+        self.parts = Parts(seats.pop("loss", CrossEntropy()), regularizers, **seats, head=self.network.head)
         self.parts.setup(context(self.network))
         self.optimizer = torch.optim.SGD([*self.network.parameters(), *owned(self.parts)], 0.1, momentum=0.9)
         self.dtype, self.autocast, self.history = dtype, autocast, []
@@ -152,16 +174,36 @@ def finite(tensors):
     return all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_a_contract():
+    check_contracts(kinds())
+    assert set(AT_LEAST) <= set(kinds())
+
+
+def test_the_first_part_of_a_new_kind_is_seen(tmp_path):
+    for kind in ("attack", "data", "purification", "nothing_yet"):
+        (tmp_path / kind).mkdir()
+    for kind in ("attack", "data", "purification"):
+        (tmp_path / kind / "first.yaml").write_text("_target_: a.b.C")
+    assert kinds(tmp_path) == ["attack", "purification"]
+    check_contracts(["attack"])
+    with pytest.raises(AssertionError, match="write a contract for kind purification"):
+        check_contracts(kinds(tmp_path))
+
+
+@pytest.mark.parametrize("kind", sorted({*AT_LEAST, *KINDS}))
 def test_every_yaml_of_a_kind_was_found(kind):
-    assert len(nodes(kind)) >= AT_LEAST[kind]
-    assert sorted(nodes(kind)) == sorted(name for other, name in PARTS if other == kind)
+    assert len(nodes(kind)) >= AT_LEAST.get(kind, 1)
+    listed = EVALUATORS if kind == "evaluator" else [name for other, name in PARTS if other == kind]
+    assert sorted(nodes(kind)) == sorted(listed)
 
 
-@EVERY
+EVALUATORS = sorted(nodes("evaluator"))
+
+
+@pytest.mark.parametrize(("kind", "name"), [*PARTS, *(("evaluator", name) for name in EVALUATORS)])
 def test_builds_as_what_its_folder_says(kind, name):
     part = build(kind, name)
-    assert isinstance(part, KINDS[kind])
+    assert isinstance(part, CONTRACTS[kind])
     assert type(part).__module__ == f"lightning_modules.{CONFIGS_TO_FOLDERS.get(kind, kind + 's')}.{name}"
 
 
@@ -272,9 +314,19 @@ def chosen(kind):
     return [pair for pair in PARTS if pair[0] == kind]
 
 
-SEATS = ("regularizer", "mixing", "loss", "head")
-PAIRS = [pair for one, other in combinations(SEATS, 2) for pair in product(chosen(one), chosen(other))]
+PAIRS = [pair for one, other in combinations(KINDS, 2) for pair in product(chosen(one), chosen(other))]
 PAIRS += combinations(chosen("regularizer"), 2)
+
+
+def check_refusal(error):
+    """A ValueError of the composition, not any other that building and setting up could raise."""
+    first, *problems = str(error).splitlines()
+    assert first == "these parts cannot work together:" and problems, f"not refused but broken: {error!r}"
+
+
+def test_another_error_is_no_refusal():
+    with pytest.raises(AssertionError, match="not refused but broken: ValueError.'weight must"):
+        check_refusal(ValueError("weight must not be negative, got -1"))
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "+".join(name for _, name in pair))
@@ -283,6 +335,7 @@ def test_composition_matrix(make_network, pair):
     try:
         bench = Bench(make_network, pair)
     except ValueError as error:
+        check_refusal(error)
         declared = [reason for kind, name in pair for reason in build(kind, name).refuses.values()]
         for line in str(error).splitlines()[1:]:
             subject, _, reason = line.partition(": ")
@@ -301,7 +354,31 @@ def test_the_matrix_refuses_what_it_must_and_little_else(make_network):
     for pair in PAIRS:
         try:
             Bench(make_network, pair)
-        except ValueError:
+        except ValueError as error:
+            check_refusal(error)
             refused.append({name for _, name in pair})
     assert {"saf", "mixup"} in refused and {"saf", "cutmix"} in refused and {"mesa", "mixup"} not in refused
     assert len(PAIRS) >= 25 and len(refused) <= len(PAIRS) / 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", EVALUATORS)
+def test_an_evaluator_only_looks(make_network, tmp_path, name, dtype):
+    """On a network of any type in training mode: finite metrics, the same twice, and nothing changed."""
+    network, evaluator = make_network(batch_norm=True, dtype=dtype).train(), build("evaluator", name)
+    batches = [canonical(range(start, start + SIZE)) for start in range(0, TRAIN, SIZE)]
+    kept, before = copy.deepcopy(batches), copy.deepcopy(network.state_dict())
+    names = tuple(f"class {c}" for c in range(CLASSES))
+    paths = [f"{i}.png" for i in range(TRAIN)]
+    data = EvaluationData(batches, names, paths=paths, output=tmp_path, train=lambda: iter(batches))
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first, second = evaluator(network, data), evaluator(network, data)
+    assert torch.equal(torch.get_rng_state(), state) and network.training
+    assert first.metrics and first.metrics == second.metrics
+    assert finite([torch.tensor(float(value)) for value in first.metrics.values()])
+    assert equal([*network.state_dict().values()], [*before.values()]) and all(
+        p.grad is None for p in network.parameters()
+    )
+    for batch, copied in zip(batches, kept, strict=True):
+        assert torch.equal(batch.image, copied.image) and torch.equal(batch.label, copied.label)

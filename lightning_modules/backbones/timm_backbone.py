@@ -76,7 +76,7 @@ def create_backbone(
 
     Raises:
         ValueError: a name, argument, weight or constant that does not fit; the message says what does.
-        FileNotFoundError: no file at the path given as ``pretrained``.
+        FileNotFoundError: no file at the path given as ``pretrained``, or no way to timm's weights.
 
     Example:
         >>> create_backbone(name="resnet18").num_features
@@ -167,7 +167,7 @@ def _create(name: str, hub: bool, in_channels: int, kwargs: dict[str, Any]) -> A
     except Exception as error:
         if not hub:
             raise
-        raise RuntimeError(
+        raise FileNotFoundError(
             f"could not get timm's weights for {name} ({type(error).__name__}: {error}); without network, save them as "
             f"a safetensors file in timm's key names elsewhere and set backbone.pretrained=FILE"
         ) from error

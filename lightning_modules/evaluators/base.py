@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -23,12 +23,14 @@ class EvaluationData:
         classes: names in the order of the labels.
         paths: file of each image, where images come from files.
         output: folder for files the evaluator writes.
+        train: makes the batches of the training set, in stored order and without augmentation, where there is one.
     """
 
     batches: Iterable[Batch]
     classes: tuple[str, ...]
     paths: list[str] | None = None
     output: Path | None = None
+    train: Callable[[], Iterable[Batch]] | None = None
 
 
 class Evaluator:
@@ -48,3 +50,12 @@ def device_of(network: torch.nn.Module) -> torch.device:
     """Where a network's tensors are."""
     tensor: Any = next(network.parameters(), None)
     return torch.device("cpu") if tensor is None else tensor.device
+
+
+def placed(batch: Batch, network: torch.nn.Module) -> Batch:
+    """The batch where the network is, with images in the floating type of its parameters (float64 after 64-true)."""
+    batch = batch.to(device_of(network), non_blocking=True)
+    dtype: Any = next((p.dtype for p in network.parameters() if p.is_floating_point()), batch.image.dtype)
+    images = {name: getattr(batch, name) for name in ("image", "clean_image", "second_image")}
+    floating = {name: image for name, image in images.items() if image is not None and image.is_floating_point()}
+    return batch.replace(**{name: image.to(dtype) for name, image in floating.items()})

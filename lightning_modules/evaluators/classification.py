@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from kernels.batch import Batch
-from lightning_modules.evaluators.base import EvaluationData, Evaluator, device_of
+from lightning_modules.evaluators.base import EvaluationData, Evaluator, device_of, placed
 from lightning_modules.evaluators.result import Evaluation, Mistake
 from lightning_modules.network import Network
 from lightning_modules.precision import at_least_float32
@@ -40,7 +40,7 @@ class ClassificationEvaluator(Evaluator):
         sums = torch.zeros(2, dtype=torch.float64, device=device)
         mistakes: list[tuple[float, int, Mistake]] = []
         for batch in data.batches:
-            batch = batch.to(device)
+            batch = placed(batch, network)
             logits_BC = at_least_float32(network(batch.image).class_scores)
             if logits_BC.shape[1] != classes:
                 raise ValueError(

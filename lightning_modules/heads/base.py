@@ -22,6 +22,8 @@ class Head(Part):
         ValueError: a size below 1.
     """
 
+    gives = frozenset({"logits"})
+
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
         if in_features < 1 or num_classes < 1:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import torch
 
 from kernels.batch import Batch, Step
+
+#: Keeps these draws apart from those of any other part with the same (seed, update).
+MIXING_STREAM = zlib.crc32(b"mixing") << 32
 
 
 class Pairing:
@@ -24,7 +29,7 @@ class Pairing:
 
     def draw(self, step: Step) -> tuple[float, np.random.Generator]:
         """The share of a sample itself in the mixture (1 for an unmixed batch), and the generator to go on with."""
-        generator = np.random.Generator(np.random.Philox(key=[step.seed, step.update]))
+        generator = np.random.Generator(np.random.Philox(key=[MIXING_STREAM ^ step.seed, step.update]))
         mixed = generator.random() < self.prob
         ratio = float(generator.beta(self.alpha, self.alpha)) if mixed else 1.0
         return ratio, generator

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.distributed import total_over_processes
+
 
 class Activity(nn.Module):
     """Sums over samples and updates, kept where the term is computed.
@@ -26,20 +28,20 @@ class Activity(nn.Module):
         """Add one micro-batch: the unweighted term of each sample and which samples have one (all by default)."""
         total = term_B.sum(dtype=torch.float64)
         seen = float(term_B.shape[0])
-        present = total.new_tensor(seen) if present_B is None else present_B.sum(dtype=torch.float64)
+        present = torch.full_like(total, seen) if present_B is None else present_B.sum(dtype=torch.float64)
         self.epoch_sums += torch.stack([total, present, torch.full_like(total, seen), total.abs()])
 
     def commit(self, epoch: int) -> None:
         """Close an update: did the term differ from zero in it?"""
         nonzero = (self.epoch_sums[3] > 0).to(torch.int64)
         updates, active, first = self.run_sums.unbind()
-        first = torch.where((first < 0) & (nonzero > 0), epoch, first)
+        first = torch.where((first < 0) & (nonzero > 0), torch.full_like(first, epoch), first)
         self.run_sums.copy_(torch.stack([updates + 1, active + nonzero, first]))
         self.epoch_sums[3] = 0
 
     def read(self, mean_name: str, share_name: str) -> dict[str, float]:
-        """The epoch's mean term over the samples that had one, and their share; resets the epoch."""
-        total, present, seen, _ = self.epoch_sums.tolist()
+        """The epoch's mean term over the samples of all processes that had one, and their share; resets the epoch."""
+        total, present, seen, _ = total_over_processes(self.epoch_sums).tolist()
         self.epoch_sums.zero_()
         return {mean_name: total / present if present else 0.0, share_name: present / seen if seen else 0.0}
 

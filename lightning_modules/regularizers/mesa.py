@@ -7,11 +7,11 @@ Official code: AngusDujw/SAF. Departures, with their reasons, are listed in docs
 from __future__ import annotations
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from kernels.batch import Batch, Output, Step
 from kernels.trajectory import trajectory_kl
+from lightning_modules.average import Average
 from lightning_modules.part import Context, Regularizer
 from lightning_modules.regularizers.activity import Activity
 from lightning_modules.regularizers.schedule import EpochWindow
@@ -37,6 +37,9 @@ class MESA(Regularizer):
 
     needs = frozenset({"logits"})
     does = frozenset({"extra_forward"})
+    refuses = {
+        "mixes_features": "its teacher would predict from unmixed feature maps what the network predicts from mixed ones"
+    }
 
     def __init__(
         self,
@@ -57,22 +60,14 @@ class MESA(Regularizer):
             raise ValueError(f"decay must lie in [0, 1], got {decay}")
         self.weight, self.temperature, self.decay, self.scale_tau2 = weight, temperature, decay, scale_tau2
         self.window = EpochWindow("MESA", start_epoch, end_epoch)
-        self.average: ModelEmaV3 | None = None
+        self.average: Average | None = None
         self.activity = Activity()
 
     def setup(self, context: Context) -> None:
         """Copy the network and refuse a schedule in which the term can never be on."""
         if self.weight > 0:
             self.window.resolve(context.max_epochs)
-            self.average = ModelEmaV3(context.network, decay=self.decay)
-            self.average.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> MESA:
-        """The teacher stays in eval mode."""
-        super().train(mode)
-        if self.average is not None:
-            self.average.eval()
-        return self
+            self.average = Average(context.network)
 
     def active(self, epoch: int) -> bool:
         """Whether the term is on in this epoch."""
@@ -91,7 +86,7 @@ class MESA(Regularizer):
         """Move the average towards the updated network."""
         if self.average is not None:
             self.activity.commit(step.epoch)
-            self.average.update(step.network)
+            self.average.update(step.network, self.decay)
 
     def end_epoch(self) -> dict[str, float]:
         """Mean divergence over the epoch."""

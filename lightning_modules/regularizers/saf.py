@@ -76,8 +76,9 @@ class SAF(Regularizer):
 
     def setup(self, context: Context) -> None:
         """Allocate the store and refuse a schedule in which the term can never be on."""
-        if self.weight > 0:
-            self.window.resolve(context.max_epochs, earliest=self.lag)
+        if self.weight == 0:
+            return
+        self.window.resolve(context.max_epochs, earliest=self.lag)
         shape = (self.lag, context.num_train, context.num_classes)
         self.register_buffer("store", torch.zeros(shape, dtype=torch.float16))
         self.register_buffer("written", torch.full(shape[:2], -1, dtype=torch.int32))
@@ -107,7 +108,7 @@ class SAF(Regularizer):
         logits_BC = outputs["main"].class_scores
         past_BC, fresh_B = self.past(batch.index, step.epoch)
         kl_B = trajectory_kl(logits_BC, past_BC, self.temperature, scale=self.scale_tau2)
-        kl_B = torch.where(fresh_B, kl_B, 0.0)
+        kl_B = kl_B.masked_fill(~fresh_B, 0.0)
         self.activity.count(kl_B.detach(), fresh_B)
         return self.weight * kl_B
 

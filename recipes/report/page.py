@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lightning_modules.evaluators.result import Evaluation, Table
@@ -18,19 +18,22 @@ from recipes.report.curves import learning_charts, method_charts, part_notes, ti
 from recipes.report.line_chart import Chart, line_chart
 from recipes.report.markup import Child, Markup, element
 from recipes.report.mistakes import mistake_gallery
-from recipes.report.numbers import number, quantity
+from recipes.report.numbers import label, number, quantity
 from recipes.report.run_files import RunFiles, read_run
 from recipes.report.style import STYLE
-from recipes.report.summary import cards, header, results_table, timing_facts
+from recipes.report.summary import cards, header, metric_cards, results_table, timing_facts
+
+MAIN = "classification"  # the evaluator whose numbers stand at the top of the page
 
 
-def write_report(run_dir: Path, evaluation: Evaluation) -> Path:
+def write_report(run_dir: Path, evaluations: Mapping[str, Evaluation]) -> Path:
     """Write ``run_dir/report.html`` and return its path.
 
     Args:
         run_dir: directory of a run; reads ``config.yaml``, ``command.txt``, ``environment.json``, ``metrics.csv`` and
             ``results.json`` there. Each may be missing.
-        evaluation: what the evaluators found; every field may be empty.
+        evaluations: what each evaluator found, by its name; every field may be empty. Where there are several, each
+            has a section, and ``classification``, else the first one, gives the main numbers.
 
     Raises:
         FileNotFoundError: there is no such directory.
@@ -39,17 +42,17 @@ def write_report(run_dir: Path, evaluation: Evaluation) -> Path:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_report(Path(folder), Evaluation(metrics={"accuracy": 0.5})).name
+        ...     write_report(Path(folder), {"classification": Evaluation(metrics={"accuracy": 0.5})}).name
         'report.html'
     """
     run = read_run(run_dir)
     path = Path(run_dir) / "report.html"
     # Class names come from file names, which may hold bytes that are no text.
-    path.write_bytes(render(run, evaluation).encode("utf-8", errors="replace"))
+    path.write_bytes(render(run, evaluations).encode("utf-8", errors="replace"))
     return path
 
 
-def render(run: RunFiles, evaluation: Evaluation) -> str:
+def render(run: RunFiles, evaluations: Mapping[str, Evaluation]) -> str:
     """The page as text."""
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
@@ -62,28 +65,51 @@ def render(run: RunFiles, evaluation: Evaluation) -> str:
         element("title", f"{run.recipe} · {run.name}"),
         element("style", Markup(STYLE)),
     )
-    body = element("body", element("main", _sections(run, evaluation)))
+    body = element("body", element("main", _sections(run, evaluations)))
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
 
-def _sections(run: RunFiles, evaluation: Evaluation) -> list[Markup]:
+def _sections(run: RunFiles, evaluations: Mapping[str, Evaluation]) -> list[Markup]:
+    names = sorted(evaluations, key=lambda name: name != MAIN)  # stable: the others keep their order
+    main = evaluations[names[0]] if names else Evaluation()
+    further = {name: evaluations[name] for name in names[1:]}
+    notes = [element("p", f"{part}: {words}.", class_="section-note") for part, words in part_notes(run)]
+    return [
+        header(run, main),
+        cards(run, main),
+        _section("Learning", _grid(learning_charts(run))),
+        _section("Method", _grid(method_charts(run)), lead=notes),
+        *([_one_section(names[0], main)] if further else _single_sections(main)),
+        *(_one_section(name, one, metric_cards(one)) for name, one in further.items()),
+        _section("Timing", _grid([*timing_charts(run), timing_facts(run)])),
+        _section("Reproduce", *_reproduce(run, main, further)),
+    ]
+
+
+def _single_sections(evaluation: Evaluation) -> list[Markup]:
+    """The only evaluator: its findings are sections of the page."""
+    return [
+        _section("Evaluation", *_charts_and_tables(evaluation)),
+        _section("Classes", *_classes(evaluation)),
+        _section("Most confident mistakes", mistake_gallery(evaluation.mistakes)),
+    ]
+
+
+def _one_section(name: str, evaluation: Evaluation, numbers: Child = None) -> Markup:
+    """One of several evaluators: everything it found under its name."""
+    gallery = mistake_gallery(evaluation.mistakes)
+    title = element("h3", "Most confident mistakes") if gallery else None
+    return _section(label(name), numbers, *_charts_and_tables(evaluation), *_classes(evaluation), title, gallery)
+
+
+def _charts_and_tables(evaluation: Evaluation) -> list[Markup]:
+    """Charts and narrow tables in a grid, then the wide tables."""
     figures = [line_chart(Chart(title, curve.x, curve.lines, x_label=curve.x_label, share=curve.percent))
                for title, curve in evaluation.figures.items()]  # fmt: skip
     tables = {title: _table_card(title, table) for title, table in evaluation.tables.items()}
     narrow = [card for title, card in tables.items() if len(evaluation.tables[title].columns) <= 4]
     wide = [card for card in tables.values() if card not in narrow]
-    notes = [element("p", f"{part}: {words}.", class_="section-note") for part, words in part_notes(run)]
-    return [
-        header(run, evaluation),
-        cards(run, evaluation),
-        _section("Learning", _grid(learning_charts(run))),
-        _section("Method", _grid(method_charts(run)), lead=notes),
-        _section("Evaluation", _grid([*figures, *narrow]), *wide),
-        _section("Classes", *_classes(evaluation)),
-        _section("Most confident mistakes", mistake_gallery(evaluation.mistakes)),
-        _section("Timing", _grid([*timing_charts(run), timing_facts(run)])),
-        _section("Reproduce", *_reproduce(run, evaluation)),
-    ]
+    return [_grid([*figures, *narrow]), *wide]
 
 
 def _section(title: str, *parts: Child, lead: Child = None) -> Markup:
@@ -120,7 +146,7 @@ def _wide_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Markup
     return element("table", head, body, class_="wide")
 
 
-def _reproduce(run: RunFiles, evaluation: Evaluation) -> list[Markup]:
+def _reproduce(run: RunFiles, main: Evaluation, further: Mapping[str, Evaluation]) -> list[Markup]:
     """The command in the open; what is long, folded away."""
     parts = []
     if run.command:
@@ -132,8 +158,8 @@ def _reproduce(run: RunFiles, evaluation: Evaluation) -> list[Markup]:
         rows = [element("tr", element("th", key, scope="row"), element("td", "none" if value is None else str(value)))
                 for key, value in run.environment.items()]  # fmt: skip
         parts.append(_folded("Environment", element("table", rows, class_="facts")))
-    if run.results or evaluation.metrics:
-        parts.append(_folded("All results", results_table(run, evaluation)))
+    if run.results or main.metrics or further:
+        parts.append(_folded("All results", results_table(run, main, further)))
     if run.metrics:
         parts.append(_folded("All epochs", _epochs(run)))
     return parts

@@ -35,6 +35,7 @@ header { display: flex; flex-wrap: wrap; justify-content: space-between; align-i
 .cards div { padding: 12px 16px; box-shadow: 0 0 0 1px var(--line); }
 .cards dt { font-size: 13px; color: var(--muted); }
 .cards dd { font-size: 19px; font-weight: 600; letter-spacing: -0.01em; }
+.stack > .cards { margin-top: 0; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 16px; }
 .stack { display: grid; grid-template-columns: minmax(0, 1fr); gap: 16px; }
 .errors { display: grid; grid-template-columns: minmax(0, 1fr); gap: 16px; align-items: start; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -45,15 +46,25 @@ def cards(run: RunFiles, evaluation: Evaluation) -> Markup:
     if run.epochs:
         entries.append(("Epochs", str(len(run.epochs))))
     entries += [(label(key), quantity(key, value)) for key, value in _numbers(run.results).items()]
-    shown = [entry for entry in dict.fromkeys(entries) if entry != main][:CARDS]
-    if not shown:
+    return _cards([entry for entry in dict.fromkeys(entries) if entry != main][:CARDS])
+
+
+def metric_cards(evaluation: Evaluation) -> Markup:
+    """The metrics of an evaluator that is not the main one."""
+    return _cards([(label(key), quantity(key, value)) for key, value in evaluation.metrics.items()])
+
+
+def _cards(entries: list[tuple[str, str]]) -> Markup:
+    if not entries:
         return Markup("")
-    return element("dl", [element("div", element("dt", k), element("dd", v)) for k, v in shown], class_="cards")
+    return element("dl", [element("div", element("dt", k), element("dd", v)) for k, v in entries], class_="cards")
 
 
-def results_table(run: RunFiles, evaluation: Evaluation) -> Markup:
-    """Everything in results.json and in the evaluation's metrics, whatever its keys are."""
-    facts = {**{f"test/{k}": v for k, v in _test_metrics(run, evaluation).items()}, **flatten(run.results)}
+def results_table(run: RunFiles, main: Evaluation, further: Mapping[str, Evaluation]) -> Markup:
+    """Everything in results.json and in the metrics of every evaluator, whatever the keys are."""
+    facts: dict[str, Any] = {f"test/{key}": value for key, value in _test_metrics(run, main).items()}
+    facts |= flatten({"evaluators": {name: evaluation.metrics for name, evaluation in further.items()}})
+    facts |= flatten(run.results)
     rows = [element("tr", element("th", key, scope="row"), element("td", quantity(key, value)))
             for key, value in facts.items()]  # fmt: skip
     return element("table", rows, class_="facts")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from datamodules.arrays import ArrayData, check_images
 from datamodules.augment import BatchAugment
+from datamodules.order import ShuffledOrder
 from kernels.augment import to_float
 from kernels.batch import Batch
 
@@ -103,6 +104,52 @@ def test_same_bits_on_the_device(tiny: type[ArrayData]) -> None:
     assert same(list(here.train_dataloader()), [batch.to("cpu") for batch in moved])
     tests = [batch.to("cpu") for batch in there.test_dataloader()]
     assert same(list(here.test_dataloader()), tests)
+
+
+@pytest.mark.parametrize("workers, device, pinned", [(2, True, True), (0, True, False), (2, False, False)])
+def test_workers_pin_memory_where_there_is_a_device(
+    tiny: type[ArrayData], monkeypatch: pytest.MonkeyPatch, workers: int, device: bool, pinned: bool
+) -> None:
+    data = ready(tiny, num_workers=workers)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        assert loader.pin_memory == pinned  # type: ignore[union-attr]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_of_workers_are_pinned_and_equal_on_the_device(tiny: type[ArrayData]) -> None:
+    data = ready(tiny, num_workers=2)
+    batches = list(data.test_dataloader())
+    assert all(tensor.is_pinned() for batch in batches for tensor in (batch.image, batch.label, batch.index))
+    moved = [batch.to("cuda", non_blocking=True) for batch in batches]
+    assert all(batch.image.is_cuda for batch in moved) and same(batches, [batch.to("cpu") for batch in moved])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_says_what_its_augmentation_depends_on(tiny: type[ArrayData], workers: int) -> None:
+    """Replayed from (seed, epoch, index, view) alone, with one sample three times in an epoch."""
+    data = ready(tiny, 3, augment=augmenting(), num_workers=workers, drop_last=False)
+    data.order = ShuffledOrder(torch.tensor([5, 9, 5, 11, 5]), 2, seed=3, drop_last=False)
+    replay, visits = augmenting(), []
+    prepared = replay.prepare(data.arrays()[0][0])
+    for batch in data.train_dataloader():
+        assert batch.view is not None
+        again = replay(prepared, batch.index, batch.view, seed=3, epoch=0, size=(8, 8))
+        assert torch.equal(again, batch.image)
+        visits += list(zip(batch.index.tolist(), batch.view.tolist(), strict=True))
+    assert sorted(visits) == [(5, 0), (5, 1), (5, 2), (9, 0), (11, 0)]
+
+
+def test_training_samples_as_stored(tiny: type[ArrayData]) -> None:
+    data = ready(tiny, augment=augmenting(), limit_train=30)
+    images, labels = data.arrays()[0]
+    for _ in range(2):  # the order of training is not moved on
+        batches = list(data.train_eval_dataloader())
+        index = torch.cat([batch.index for batch in batches])
+        assert torch.equal(index, data.train_index) and len(index) == 30
+        assert torch.equal(torch.cat([batch.image for batch in batches]), to_float(images[index]))
+        assert torch.equal(torch.cat([batch.label for batch in batches]), labels[index])
+    assert (data.order.epoch, data.order.start) == (0, 0)
 
 
 def test_augmentation_does_not_depend_on_the_batch_size(tiny: type[ArrayData]) -> None:

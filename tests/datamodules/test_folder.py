@@ -87,6 +87,21 @@ def test_augmentation_is_a_function_of_the_key(root: Path) -> None:
     assert not any(torch.equal(one[0, i], one[1, i]) for i in {index for _, index in one})
 
 
+def test_training_samples_without_augmentation(root: Path) -> None:
+    for name in ("pear", "Apple", "fig tree"):
+        save(root / "val" / name / "x.png", 99)
+    data = ready(root, augment=FileAugment(min_scale=0.3), limit_train=9)
+    plain = data.source("test")
+    plain.files = data.files["train"]
+    batches = list(data.train_eval_dataloader())
+    index = torch.cat([batch.index for batch in batches])
+    assert torch.equal(index, data.train_index) and len(index) == 9
+    assert torch.equal(torch.cat([batch.label for batch in batches]), data.train_labels[index])
+    for image, position in zip(torch.cat([batch.image for batch in batches]), index.tolist(), strict=True):
+        assert torch.allclose(image, torch.from_numpy(plain.picture(position)).permute(2, 0, 1) / 255)
+    assert all(batch.view is not None and len(batch.view) == len(batch) for batch in data.train_dataloader())
+
+
 def test_transforms_of_one_image_are_drawn_apart() -> None:
     """Brightness must not follow the size of the crop, as it does where all transforms share one seed."""
     augment = FileAugment(min_scale=0.1, flip_prob=0.0, brightness=0.9)

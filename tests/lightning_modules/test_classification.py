@@ -15,6 +15,7 @@ from lightning_modules.heads.linear import Linear
 from lightning_modules.losses.cross_entropy import CrossEntropy
 from lightning_modules.network import Network
 from lightning_modules.optimization import create_optimizer, create_schedule
+from lightning_modules.part import Regularizer
 from lightning_modules.parts import Parts
 from lightning_modules.regularizers.saf import SAF
 from recipes.trainer import create_trainer
@@ -121,7 +122,33 @@ def test_validation_is_of_the_average_over_all_samples(make_network, make_task, 
     metrics = trainer.callback_metrics
     assert float(metrics["val/loss"]) == pytest.approx(sum(losses) / 9, rel=1e-6)
     assert float(metrics["val/accuracy"]) == pytest.approx(sum(hits) / 9, rel=1e-6)
-    assert task.epoch_metrics["val/accuracy"] == float(metrics["val/accuracy"])
+    assert task.epoch_metrics["val/accuracy"] == sum(hits) / 9, "the row is not rounded to float32"
+
+
+class FlatRoot(Regularizer):
+    """A finite term whose gradient is 0 / 0."""
+
+    def forward(self, outputs, batch, step):
+        logits_BC = outputs["main"].class_scores
+        return (logits_BC - logits_BC.detach()).square().sum(1).sqrt()
+
+
+def test_a_gradient_that_is_not_a_number_changes_nothing(make_network, make_task, train_batches):
+    network = make_network()
+    task = make_task(network, Parts(CrossEntropy(), {"root": FlatRoot()}), clip_norm=None)
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(NonFiniteError, match="the gradient norm is not finite in epoch 0, update 0"):
+        fit(task, train_batches)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_what_needs_the_whole_batch_is_refused_in_pieces(make_network, make_task):
+    parts = Parts(CrossEntropy())
+    parts.loss.per_sample = False
+    with pytest.raises(ValueError, match="CrossEntropy is defined on the whole batch, and micro_batches=2"):
+        make_task(make_network(), parts, micro_batches=2)
+    with pytest.raises(ValueError, match=r"ema_decay must lie in \[0, 1\), got 1.5"):
+        make_task(make_network(), ema_decay=1.5)
 
 
 def test_a_loss_that_is_not_a_number_changes_nothing(make_network, make_task, train_batches):

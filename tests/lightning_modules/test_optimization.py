@@ -130,6 +130,41 @@ def test_refusals(make_network):
         create_optimizer(network, name="sgd", lr=0.1)
 
 
+@pytest.mark.parametrize("name", ["adamw", "lamb", "adamp", "lion"])
+def test_momentum_is_refused_where_timm_would_drop_it(make_network, name):
+    with pytest.raises(ValueError, match=rf"optimizer.momentum=0.5: {name} takes no momentum; .*momentum=null"):
+        create_optimizer(make_network(), name=name, lr=0.1, momentum=0.5)
+    assert create_optimizer(make_network(), name=name, lr=0.1).param_groups
+
+
+@pytest.mark.parametrize("name", ["sgd", "sgdp", "momentum", "rmsprop"])
+def test_momentum_reaches_those_that_take_one(make_network, name):
+    for given, expected in ((0.5, 0.5), (None, 0.9)):
+        groups = create_optimizer(make_network(), name=name, lr=0.1, momentum=given).param_groups
+        assert {group["momentum"] for group in groups} == {expected}
+
+
+@pytest.mark.parametrize(("key", "value"), [("betas", [0.5, 0.6]), ("eps", 1e-3)])
+def test_kwargs_that_timm_would_drop(make_network, key, value):
+    with pytest.raises(ValueError, match=rf"optimizer.kwargs.{key}=.*: sgd takes no {key}; leave it out"):
+        create_optimizer(make_network(), name="sgd", lr=0.1, kwargs={key: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "owners"),
+    [
+        ("wsd", "milestones", [0.5], "schedule=step"),
+        ("cosine", "decay_rate", 0.1, "schedule=step"),
+        ("step", "min_lr", 0.0, "schedule=cosine or schedule=wsd"),
+        ("constant", "min_lr", 0.1, "schedule=cosine or schedule=wsd"),
+        ("cosine", "decay_fraction", 0.2, "schedule=wsd"),
+    ],
+)
+def test_keys_of_another_schedule(name, key, value, owners):
+    with pytest.raises(ValueError, match=rf"schedule.{key}=.* has no effect on {name}; it belongs to {owners}; leave"):
+        rates(10, name=name, **{key: value})
+
+
 LR, MIN = 0.8, 0.05
 
 
@@ -172,7 +207,8 @@ def test_every_schedule_at_every_update(total, fraction):
 @pytest.mark.parametrize("name", ["cosine", "step", "wsd", "constant"])
 def test_schedules_scale_with_the_run(name):
     """Ten times the updates, the same rate at the same share of the run."""
-    short, long = rates(20, name=name, min_lr=MIN), rates(200, name=name, min_lr=MIN)
+    keys = {"min_lr": MIN} if name in ("cosine", "wsd") else {}
+    short, long = rates(20, name=name, **keys), rates(200, name=name, **keys)
     assert long[::10] == pytest.approx(short)
 
 
@@ -205,7 +241,7 @@ def test_milestones_may_come_in_any_order_or_not_at_all():
     [
         ({"warmup_fraction": 1.5}, r"warmup_fraction=1.5"),
         ({"milestones": [0.5, 30], "name": "step"}, r"milestones\[1\]=30"),
-        ({"decay_fraction": -0.1, "warmup_fraction": 2}, r"warmup_fraction=2, decay_fraction=-0.1"),
+        ({"decay_fraction": -0.1, "warmup_fraction": 2, "name": "wsd"}, r"warmup_fraction=2, decay_fraction=-0.1"),
     ],
 )
 def test_shares_outside_the_run(keys, named):

@@ -199,3 +199,56 @@ def test_a_term_that_is_not_finite_is_named_with_its_step(network, batch, make_s
     result = run_step(Parts(CrossEntropy()), batch, make_step(network))
     with pytest.raises(NonFiniteError, match=r"cross_entropy .*Samples with such a loss: 3 \(1 in all\)"):
         check_finite(result, None, 0, 0)
+
+
+def test_names_that_collide_or_do_not_exist(network, batch, make_step):
+    with pytest.raises(ValueError, match="cross_entropy names a loss term and a regularizer"):
+        run_step(Parts(CrossEntropy(), {"cross_entropy": Broken()}), batch, make_step(network))
+    reweighting = Softmax()
+    reweighting.term = "cros_entropy"
+    for micro_batches in (1, 2):
+        with pytest.raises(ValueError, match="reweighting.term=cros_entropy is not known; did you mean cross_entropy"):
+            run_step(
+                Parts(CrossEntropy(), reweighting=reweighting), batch, make_step(network), micro_batches=micro_batches
+            )
+
+
+def test_coefficients_of_a_second_pass_are_those_of_the_first(make_network, batch, make_step):
+    seen = []
+    for micro_batches in (1, 2):
+        network = make_network()
+        parts = Parts(CrossEntropy(), reweighting=Softmax(), gradient=Perturbed())
+        run_step(parts, batch, make_step(network), micro_batches=micro_batches)
+        seen.append(gradients(network))
+    for one, two in zip(*seen, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+def test_a_second_pass_under_autocast_sees_the_moved_weights(make_network, make_batch, make_step):
+    network = make_network(dtype=torch.float32)
+    batch, norms = make_batch(list(range(8)), dtype=torch.float32), []
+
+    class Far(Gradient):
+        def forward(self, passes, backward, network, step):
+            for _ in range(2):
+                for terms in passes():
+                    backward(sum_terms(terms))
+                norms.append(sum(p.grad.norm() for p in network.parameters()))
+                with torch.no_grad():
+                    for p in network.parameters():
+                        p.add_(1.0)
+                        p.grad = None
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        run_step(Parts(CrossEntropy(), gradient=Far()), batch, make_step(network))
+    assert norms[0] != norms[1]
+
+
+def test_the_extra_pass_leaves_the_random_state(make_network, batch, make_step):
+    network = make_network(dropout=0.5)
+    parts = Parts(CrossEntropy(), reweighting=Softmax())
+    torch.manual_seed(3)
+    result = run_step(parts, batch, make_step(network), micro_batches=2)
+    torch.manual_seed(3)
+    expected = torch.cat([network(piece.image).logits for piece in batch.split(2)])
+    assert torch.equal(result.whole()[0]["main"].logits, expected.detach())

@@ -6,7 +6,9 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
+from lightning.pytorch.accelerators import CPUAccelerator
 
 from recipes import sweep as sweep_module
 from recipes.catalogue import groups, header, options
@@ -15,6 +17,7 @@ from recipes.compose import compose_config
 from recipes.run import NeverActed
 from recipes.signature import ROOT
 from recipes.sweep import expand
+from recipes.trainer import create_trainer
 from recipes.validate import ConfigError
 
 TORCH_FREE = """
@@ -115,6 +118,50 @@ def test_errors_of_a_run_that_explain_themselves_end_with_code_1(monkeypatch, ca
     stub_assemble(monkeypatch, broken)
     with pytest.raises(RuntimeError, match="keeps its traceback"):
         train([])
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("trainer.devices=0", "trainer.accelerator=cpu with trainer.devices=0 cannot be had here"),
+        ("trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch must be at least 1, got 0"),
+        ("trainer.num_nodes=0", "trainer.num_nodes must be at least 1, got 0"),
+        ("trainer.accelerator=mps", "trainer.accelerator=mps: Apple's MPS has no float64"),
+        ("trainer.precision=16-mixed", "trainer.precision='16-mixed' has the wrong type; allowed: Literal['32-true'"),
+        ("schedule.milestones=[0.5]", "schedule.milestones=[0.5] has no effect on cosine; it belongs to schedule=step"),
+        ("optimizer.name=adamw", "optimizer.momentum=0.9: adamw takes no momentum; its momentum is optimizer.kwargs.b"),
+        ("backbone.pretrained=true", "could not get timm's weights for resnet18"),
+    ],
+)
+def test_what_only_building_finds_ends_with_code_2(monkeypatch, capsys, tmp_path, word, message):
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
+    words = ["recipe=grocery_baseline", "backbone=resnet18", "data.limit_train=128", "trainer.accelerator=cpu"]
+    assert train([*words, f"output={tmp_path / 'runs'}", word]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_gpu_that_is_not_there():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match="trainer.accelerator=gpu with trainer.devices=1 cannot be had here: .*=auto"):
+        create_trainer(max_epochs=1, accelerator="gpu")
+
+
+def test_apples_mps_is_never_taken(monkeypatch):
+    monkeypatch.setattr("recipes.trainer.MPSAccelerator.is_available", lambda: True)
+    assert isinstance(create_trainer(max_epochs=1).accelerator, CPUAccelerator)
+    for name in ("mps", "gpu"):
+        with pytest.raises(ValueError, match=f"trainer.accelerator={name}: Apple's MPS has no float64"):
+            create_trainer(max_epochs=1, accelerator=name)
+
+
+def test_only_ddp_takes_every_device():
+    found = {name: compose_config([f"trainer={name}"])["trainer"]["devices"] for name in options("trainer")}
+    assert found == {"default": 1, "bf16": 1, "ddp": "auto"}
 
 
 @pytest.mark.parametrize(

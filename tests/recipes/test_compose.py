@@ -1,6 +1,7 @@
 """The command line's grammar: what composes to what, and every message for what does not."""
 
 import copy
+import shlex
 
 import pytest
 import yaml
@@ -41,7 +42,7 @@ def test_every_part_binds_to_its_signature(path):
     parts = [node] if "_target_" in node else list(node.values())
     assert parts
     for part in parts:
-        wrong = [p for p in problems_of(part, part["_target_"]) if "must be given" not in p]
+        wrong = [p for p in problems_of(part, part["_target_"], path.stem) if "must be given" not in p]
         assert not wrong
     if "_target_" not in node:
         assert list(node) == [path.stem], "several parts of a group are told apart by their file's name"
@@ -119,12 +120,69 @@ def test_all_problems_are_listed_at_once():
         ("mixing.alpha=1", "mixing.alpha: no mixing is chosen; choose one with mixing=NAME"),
         ("backbone=timm", "backbone.name must be given: backbone.name=VALUE (str)"),
         ("hydra.run.dir=x", "Hydra's own settings are not part of a run"),
+        ("seed=1,2", "'seed=1,2' names several values: for one run each add -m"),
+        ("head=linear,cosine", "'head=linear,cosine' names several values: for one run each add -m"),
+        ("seed=-1", "seed=-1 must lie in 0..4294967295"),
+        ("seed=4294967296", "seed=4294967296 must lie in 0..4294967295"),
+        ("trainer.precision=16-mixed", "allowed: Literal['32-true', 'bf16-mixed', '64-true']"),
+        ("~regularizer.mesa", "~regularizer.mesa: there is no regularizer.mesa to remove"),
+        ("~regularizer/saf", "~regularizer/saf: write ~regularizer.saf"),
+        ("~data.limt_train", "~data.limt_train: there is no data.limt_train to remove"),
+        ("~seed", "~seed: only parts and keys of parts can be removed"),
+        ("~data._target_", "data={"),
+        ("regularizer.saf=null", "regularizer.saf is a part, not a value; to remove it write ~regularizer.saf"),
+        ("regularizer.mesa=null", "regularizer.mesa is not part of this configuration; add it with +regularizer=mesa"),
+        ("max_epochs=2", "max_epochs is not a key; did you mean trainer.max_epochs?"),
+        ("max_epoch=2", "max_epoch is not a key; did you mean trainer.max_epochs?"),
+        ("lr=0.1", "lr is not a key; did you mean optimizer.lr?"),
+        ("layer_decay=0.1", "layer_decay is not a key; did you mean optimizer.layer_decay?"),
+        ("crop_padding=1", "did you mean data.augment.crop_padding?"),
+        ("saf.lag=2", "saf is not a key; did you mean regularizer.saf?"),
+        ("sed=1", "sed is not a key; did you mean seed"),
+        ("_target_=os.system", "_target_ is not a key"),
+        (
+            "head._target_=recipes.sweep.sweep",
+            "'recipes.sweep.sweep' is not a part of this library that can stand here",
+        ),
+        ("head._target_=lightning_modules.losses.cross_entropy.CrossEntropy", "allowed here: lightning_modules.heads."),
+        ("data.augment._target_=lightning_modules.heads.linear.Linear", "allowed here: datamodules."),
+        ("backbone.kwargs._target_=lightning_modules.heads.linear.Linear", "has the wrong type; allowed: dict | None"),
         ("data._target_=os.system", "'os.system' is not a part of this library"),
         ("data.augment._target_=shutil.rmtree", "'shutil.rmtree' is not a part of this library"),
     ],
 )
 def test_messages(word, message):
     assert message in "\n".join(problems(word))
+
+
+def test_a_seat_that_is_filled_and_emptied_is_as_if_never_named():
+    plain = compose_config(["~regularizer"])
+    assert compose_config(["mixing=cutmix", "~mixing", "~regularizer"]) == plain
+    assert compose_config(["mixing=cutmix", "mixing=null", "~regularizer"]) == plain
+    assert compose_config(["mixing=cutmix", "mixing=mixup", "~regularizer"])["mixing"]["alpha"] == 0.2
+    recipe = ["recipe=imagenet_saf"]
+    assert compose_config([*recipe, "optimizer=adamp", "optimizer=sgd"]) == compose_config(recipe), "the last counts"
+
+
+def test_removed_keys_take_the_default_of_the_signature():
+    assert "limit_train" not in compose_config(["~data.limit_train"])["data"]
+    assert "milestones" not in compose_config(["schedule=step", "~schedule.milestones"])["schedule"]
+    assert compose_config(["recipe=grocery_baseline", "~trainer.devices=null"])["trainer"].get("devices") is None
+    (message,) = problems("regularizer.saf.lag=2", "~regularizer.saf")
+    assert message == "~regularizer.saf removes what regularizer.saf.lag sets; write one of the two"
+
+
+@pytest.mark.parametrize("value", ["/x=y", "/a(1)", "it's=x", "$HOME=x", 'a"=b'])
+def test_a_value_that_needs_quotes(value):
+    """The suggested spelling, read by a shell, works; that the value is missing is not said beside it."""
+    words = ["recipe=grocery_baseline", "data=folder"]
+    (message,) = problems(*words, f"data.root={value}")
+    spelled = message.partition("quote it, in a shell as ")[2]
+    (word,) = shlex.split(spelled)
+    assert compose_config([*words, word])["data"]["root"] == value
+    assert spelled == "\"data.root='/x=y'\"" or value != "/x=y"
+    (message,) = problems(*words, "data.root=a,b")
+    assert message == "'data.root=a,b' names several values: for one run each add -m"
 
 
 def test_a_configuration_is_plain_and_fresh():

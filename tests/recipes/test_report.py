@@ -76,7 +76,7 @@ def write_run(folder: Path) -> Path:
 
 
 def write_page(folder: Path, evaluation: Evaluation) -> str:
-    return write_report(write_run(folder), evaluation).read_text(encoding="utf-8")
+    return write_report(write_run(folder), {"classification": evaluation}).read_text(encoding="utf-8")
 
 
 def small_evaluation(names: list[str]) -> Evaluation:
@@ -106,6 +106,33 @@ def test_page_holds_the_numbers_of_the_run(tmp_path: Path) -> None:
     # Pairs by count: eel as cat (2 of 2), cat as dog (1 of 4). Bars: eel 0 of 2, cat 3 of 4, dog 2 of 2.
     assert "eel|cat|2|100 %" in text and "cat|dog|1|25 %" in text
     assert text.index("eel|0 %") < text.index("cat|75 %") < text.index("dog|100 %")
+
+
+def test_several_evaluators_have_a_section_each(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path)
+    knn = Evaluation(
+        metrics={"accuracy": 0.375, "neighbours": 20},
+        figures={"Accuracy over k": Curve([1.0, 20.0], {"accuracy": [0.3, 0.4]}, "k", True)},
+    )
+    names = ["cat", "dog", "eel"]
+    given = {"knn_features": knn, "classification": small_evaluation(names), "empty": Evaluation(), HOSTILE: knn}
+    outline = Outline(write_report(run_dir, given).read_text(encoding="utf-8"))
+    text = "|".join(outline.text).replace("\u00a0", " ")
+    titles = [text.index(f"|{title}|") for title in ("Classification", "kNN features", label(HOSTILE), "Timing")]
+    assert titles == sorted(titles), "the main one first, the others in their order"
+    assert "|Empty|" not in text and "|Evaluation|" not in text and "|Classes|" not in text
+    main, first, second = (text[a:b] for a, b in zip(titles, titles[1:], strict=False))
+    for part in ("Calibration", "Accuracy per class", "Most confident mistakes", "eel|cat|2|100 %"):
+        assert part in main and part not in first
+    assert "Accuracy|37.5 %|Neighbours|20|Accuracy over k" in first and "Accuracy|37.5 %" in second
+    assert "Test accuracy|62.5 %" in text[: titles[0]] and "37.5 %" not in text[: titles[0]]
+    assert "evaluators/knn_features/accuracy|37.5 %" in text[titles[-1] :]
+
+
+def test_the_only_evaluator_may_have_any_name(tmp_path: Path) -> None:
+    run_dir, evaluation = write_run(tmp_path), small_evaluation(["a", "b", "c"])
+    page = write_report(run_dir, {"classification": evaluation}).read_text(encoding="utf-8")
+    assert page == write_report(run_dir, {"knn": evaluation}).read_text(encoding="utf-8")
 
 
 def test_curve_points_lie_where_the_data_are(tmp_path: Path) -> None:
@@ -145,19 +172,19 @@ def test_nothing_leaves_the_page(tmp_path: Path) -> None:
 
 
 def test_missing_parts_are_left_out(tmp_path: Path) -> None:
-    outline = Outline(write_report(tmp_path, Evaluation()).read_text())
+    outline = Outline(write_report(tmp_path, {}).read_text())
     assert outline.count("h1") == 1 and outline.count("h2") == 0
     (tmp_path / "metrics.csv").write_text("epoch,train/loss,val/loss\n0,2.5,\n")
-    outline = Outline(write_report(tmp_path, Evaluation()).read_text())
+    outline = Outline(write_report(tmp_path, {}).read_text())
     assert outline.count("figure") == 1 and outline.count("circle", "dot") == 2  # the point and its hover
     (tmp_path / "metrics.csv").write_text("epoch,train/loss,val/accuracy\n0,nan,text\n1,inf,\n")
-    assert Outline(write_report(tmp_path, Evaluation()).read_text()).count("figure") == 0
+    assert Outline(write_report(tmp_path, {}).read_text()).count("figure") == 0
     (tmp_path / "metrics.csv").write_text("epoch,train/loss\n")
     (tmp_path / "config.yaml").write_text("a: [unclosed")
     nothing = Evaluation(confusion=np.zeros((2, 2), int), classes=["a", "b"], metrics={"accuracy": math.nan})
-    assert "—" in Outline(write_report(tmp_path, nothing).read_text()).text
+    assert "—" in Outline(write_report(tmp_path, {"classification": nothing}).read_text()).text
     surrogate = Evaluation(confusion=np.eye(2, dtype=int), classes=["caf\udce9", "b"])  # a file name that is not UTF-8
-    assert "caf?" in Outline(write_report(tmp_path, surrogate).read_text()).text
+    assert "caf?" in Outline(write_report(tmp_path, {"classification": surrogate}).read_text()).text
 
 
 def test_many_classes_keep_the_page_readable(tmp_path: Path) -> None:
@@ -165,7 +192,8 @@ def test_many_classes_keep_the_page_readable(tmp_path: Path) -> None:
     for count, named, bars in ((10, True, 10), (40, True, 40), (100, False, 100), (1000, False, 60)):
         confusion = np.diag(rng.integers(1, 9, count)) + (rng.random((count, count)) < 0.01)
         names = [f"name{i}" for i in range(count)]
-        page = write_report(tmp_path, Evaluation(confusion=confusion, classes=names)).read_text()
+        evaluation = Evaluation(confusion=confusion, classes=names)
+        page = write_report(tmp_path, {"classification": evaluation}).read_text()
         outline = Outline(page)
         assert outline.count("ul", "bars") == 1 and outline.count("rect", "fill") == bars
         drawn = str(heat_map(confusion, names))
@@ -187,13 +215,13 @@ def test_pictures_survive_unchanged() -> None:
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no run directory at"):
-        write_report(tmp_path / "absent", Evaluation())
+        write_report(tmp_path / "absent", {})
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ValueError, match=r"results\.json is not valid JSON"):
-        write_report(tmp_path, Evaluation())
+        write_report(tmp_path, {})
     (tmp_path / "results.json").write_text("[1]")
     with pytest.raises(ValueError, match="holds a list; it must hold an object"):
-        write_report(tmp_path, Evaluation())
+        write_report(tmp_path, {})
     with pytest.raises(ValueError, match=r"shape \[2, 3\]; it must be \[C, C\] with C = 2"):
         Evaluation(confusion=np.zeros((2, 3), int), classes=["a", "b"])
     with pytest.raises(ValueError, match="confusion is for 2 classes, but 1 names were given"):
@@ -233,6 +261,6 @@ def test_parts_say_when_they_acted(tmp_path: Path) -> None:
     parts = {"saf": {"first_active_epoch": -1, "active_step_share": 0.0}, "attack": {"forwards": 12, "mean_steps": 3.5}}
     (tmp_path / "results.json").write_text(json.dumps({"parts": parts}))
     (tmp_path / "metrics.csv").write_text("epoch,regularizer/saf/trajectory_kl\n0,0.0\n1,0.0\n")
-    text = Outline(write_report(tmp_path, Evaluation()).read_text()).text
+    text = Outline(write_report(tmp_path, {}).read_text()).text
     assert "SAF: never active, active in 0.0\u00a0% of all steps." in text
     assert "Attack: Forwards 12, Mean steps 3.5." in text and "acts from here" not in text

@@ -114,8 +114,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     browser.close()
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+KNN = Evaluation(
+    metrics={"accuracy": 0.25} | {f"a_metric_with_quite_a_long_name_{i}": i / 7 for i in range(8)},
+    figures={"Accuracy over k": Curve([1.0, 20.0], {"accuracy": [0.3, 0.4]}, "k", percent=True)},
+)
+
+
+@pytest.fixture(scope="module", params=[{}, {"knn" * 30: KNN}], ids=["one evaluator", "two"])
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every section, long names and wide content."""
     run_dir = tmp_path_factory.mktemp("runs") / "a_recipe_with_quite_a_long_name_in_it"
     run_dir.mkdir()
@@ -131,12 +137,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run_dir / "results.json").write_text(json.dumps({"test": {"accuracy": 0.5, "loss": 1.5}, "wall_seconds": 99.0}))
     names = [f"<b>class</b>-with-a-long-name-{i}" for i in range(30)]
     pictures = rng.integers(0, 256, (5, 48, 48, 3), dtype=np.uint8)
-    return write_report(run_dir, Evaluation(
+    evaluation = Evaluation(
         confusion=rng.integers(0, 9, (30, 30)), classes=names,
         mistakes=[Mistake(picture, names[0], "n" * 80, 0.9, i) for i, picture in enumerate(pictures)],
         tables={"Wide": Table([f"column_{i}" for i in range(30)], [[0.5] * 30])},
         figures={"Calibration": Curve([0.0, 0.5, 1.0], {"accuracy": [0.1, None, 0.9]}, "confidence", percent=True)},
-    ))  # fmt: skip
+    )  # fmt: skip
+    return write_report(run_dir, {"classification": evaluation, **request.param})
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -167,7 +174,7 @@ def test_text_of_charts_is_large_enough(browser: Browser, page: Path, width: int
     browser.open(page, width, "light")
     sizes = browser.evaluate("""[...document.querySelectorAll('.chart > svg')].map(
         s => 12 * s.getBoundingClientRect().width / s.viewBox.baseVal.width)""")
-    assert len(sizes) == 8
+    assert len(sizes) == (9 if "Accuracy over k" in page.read_text() else 8)
     assert min(sizes) >= 10 and max(sizes) <= 16
 
 

@@ -1,0 +1,224 @@
+"""What every task shares: one network, one optimizer, the shared step, and the sums of an epoch."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from kernels.batch import Batch, Output, Step
+from lightning_modules.average import Average
+from lightning_modules.finite import check_finite
+from lightning_modules.gradients.sum import sum_terms
+from lightning_modules.meters import Meter
+from lightning_modules.network import Network
+from lightning_modules.part import Context
+from lightning_modules.parts import Parts
+from lightning_modules.step import StepResult, run_step
+
+
+class Task(LightningModule):
+    """Trains a network with composed parts by manual optimization; a training step is exactly one update.
+
+    A task says what is measured: ``measure_training``, ``measure_validation``, ``metrics`` and ``selection``.
+
+    Args:
+        network: normalization, backbone and head.
+        parts: loss, regularizers and the optional seats.
+        make_optimizer: ``(network, parts) -> optimizer``.
+        make_schedule: ``(optimizer, total_updates) -> timm scheduler``.
+        context: facts about the run, given to every part.
+        micro_batches: pieces an update batch is run in; less memory, same gradient (norm statistics aside).
+        clip_norm: largest gradient norm; None for no clipping.
+        ema_decay: decay of an exponential moving average of the weights that is evaluated and exported instead of the
+            weights; None for none. It warms up as ``1 - update ** (-2/3)`` until it reaches the decay.
+        channels_last: memory format of the weights, which convolutions pass on; faster on most hardware.
+        compile: run the network through ``torch.compile``; state_dict keys stay as they are.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        parts: Parts,
+        make_optimizer: Callable[[nn.Module, nn.Module], Optimizer],
+        make_schedule: Callable[[Optimizer, int], Scheduler],
+        context: Context,
+        *,
+        micro_batches: int = 1,
+        clip_norm: float | None = None,
+        ema_decay: float | None = None,
+        channels_last: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        _check(parts, micro_batches, clip_norm, ema_decay)
+        self.automatic_optimization = False
+        if channels_last:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network, self.parts, self.context = network, parts, context
+        parts.setup(context)
+        self.ema_decay, self.ema = ema_decay, Average(network) if ema_decay else None
+        self.make_optimizer, self.make_schedule = make_optimizer, make_schedule
+        self.micro_batches, self.clip_norm = micro_batches, clip_norm
+        self.update = 0
+        self.term_meter, self.train_meter, self.val_meter = Meter(), Meter(), Meter()
+        self.epoch_metrics: dict[str, float] = {}
+        self._val_metrics: dict[str, float] = {}
+        self.last_loss: Tensor | None = None
+        self.schedule: Scheduler
+        self._forward: Callable[..., Output] = torch.compile(network.__call__) if compile else network.__call__
+        self._batch_norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        # The parts' state is kept equal by the parts themselves; broadcasting it every step would cost and mix counts.
+        self._ddp_params_and_buffers_to_ignore = {f"parts.{name}" for name, _ in parts.named_buffers()}
+        self._samples, self._epoch_start, self._train_seconds = 0, 0.0, 0.0
+
+    @abstractmethod
+    def measure_training(self, outputs: dict[str, Output], batch: Batch) -> dict[str, Tensor]:
+        """Sums of one update by name, as device scalars."""
+
+    @abstractmethod
+    def measure_validation(self, network: Network, batch: Batch) -> dict[str, Tensor]:
+        """Sums of one validation batch by name, as device scalars; ``samples`` among them."""
+
+    @abstractmethod
+    def metrics(self, sums: dict[str, float], samples: float) -> dict[str, float]:
+        """Metrics from the sums of an epoch, over all processes."""
+
+    @abstractmethod
+    def selection(self, row: dict[str, float]) -> tuple[float, ...] | None:
+        """How good an epoch's row is, higher is better; None for one that was not validated."""
+
+    @property
+    def evaluated_network(self) -> Network:
+        """The network that is validated, tested and exported: the average where there is one."""
+        return self.network if self.ema is None else self.ema.module  # type: ignore[return-value]
+
+    def configure_optimizers(self) -> Optimizer:
+        optimizer = self.make_optimizer(self.network, self.parts)
+        self.schedule = self.make_schedule(optimizer, self.context.max_epochs * self.context.steps_per_epoch)
+        return optimizer
+
+    def on_fit_start(self) -> None:
+        if self.trainer.world_size > 1 and (self.parts.reweighting.needs_all_losses or not self.parts.loss.per_sample):
+            raise ValueError(
+                f"{self.trainer.world_size} processes see only their share of a batch, and this loss or reweighting is "
+                "defined on the whole one; train with trainer.devices=1"
+            )
+
+    def on_train_epoch_start(self) -> None:
+        self._samples, self._epoch_start = 0, time.monotonic()
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self._train_seconds = time.monotonic() - self._epoch_start
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One update on one batch."""
+        self._check_batch(batch)
+        optimizer: Any = self.optimizers()
+        self.schedule.step_update(self.update)
+        world = self.trainer.world_size
+        step = Step(
+            epoch=self.current_epoch,
+            update=self.update,
+            seed=self.context.seed,
+            network=self.network,
+            forward=self._forward,
+            batch_size=len(batch) * world,
+        )
+        optimizer.zero_grad()
+        result = run_step(
+            self.parts,
+            batch,
+            step,
+            micro_batches=self.micro_batches,
+            backward=lambda loss: self.manual_backward(loss * world if world > 1 else loss),
+        )
+        check_finite(result, self._clip(optimizer), step.epoch, step.update)
+        optimizer.step()
+        self.update += 1
+        self._commit(result, step)
+
+    def _clip(self, optimizer: Optimizer) -> Tensor:
+        """The norm of the whole gradient, which is then clipped where that was asked for."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if self.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        return norm
+
+    def _check_batch(self, batch: Batch) -> None:
+        """The one batch a network with batch norm cannot learn from."""
+        if len(batch) // self.micro_batches <= 1 and any(norm.training for norm in self._batch_norms):
+            raise ValueError(
+                f"a batch of {len(batch)} image(s) in {self.micro_batches} micro-batch(es) leaves batch norm a single "
+                "sample, whose variance is undefined; set data.drop_last=true, a larger data.batch_size or fewer "
+                "task.micro_batches, or take a backbone without batch norm"
+            )
+
+    def _commit(self, result: StepResult, step: Step) -> None:
+        """State and sums, only after a successful update."""
+        outputs, batch = result.whole()
+        self.parts.commit(outputs, batch, step)
+        if self.ema is not None and self.ema_decay is not None:
+            self.ema.update(self.network, min(self.ema_decay, 1.0 - self.update ** (-2 / 3)))
+        self._samples += len(batch)
+        self.last_loss = sum_terms(result.terms)
+        self.term_meter.add(result.terms)
+        self.train_meter.add(self.measure_training(outputs, batch))
+
+    def on_validation_start(self) -> None:
+        self.evaluated_network.eval()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.val_meter.add(self.measure_validation(self.evaluated_network, batch))
+
+    def on_validation_epoch_end(self) -> None:
+        sums = self.val_meter.read(self._sum_over_processes)
+        values = self.metrics(sums, sums.pop("samples"))
+        self._val_metrics = {f"val/{name}": value for name, value in values.items()}
+        self.parts.after_validation(self._val_metrics)
+        self.log_dict(self._val_metrics)  # for callbacks of others; already global
+
+    def _sum_over_processes(self, vector: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(vector, reduce_op="sum")  # type: ignore[return-value]
+
+    def on_train_epoch_end(self) -> None:
+        """Turn the sums of the epoch into one row of metrics."""
+        samples = self._samples * self.trainer.world_size
+        sums = self.term_meter.read(self._sum_over_processes)
+        terms = {name: value / self.context.steps_per_epoch for name, value in sums.items()}
+        measured = self.metrics(self.train_meter.read(self._sum_over_processes), samples)
+        measured = {"loss": sum(terms.values()), **measured, **terms}
+        self.epoch_metrics = {
+            "epoch": self.current_epoch,
+            "update": self.update,
+            "seconds": self._train_seconds,
+            "images_per_second": samples / max(self._train_seconds, 1e-9),
+            "lr": max(group["lr"] for group in self.optimizers().param_groups),  # type: ignore[union-attr]
+            **{f"train/{name}": value for name, value in measured.items()},
+            **self._val_metrics,
+            **self.parts.end_epoch(),
+        }
+        self._val_metrics = {}  # an epoch without validation has no metrics of an earlier one
+
+
+def _check(parts: Parts, micro_batches: int, clip_norm: float | None, ema_decay: float | None) -> None:
+    """Refuse values that cannot work."""
+    if micro_batches < 1:
+        raise ValueError(f"micro_batches must be at least 1, got {micro_batches}")
+    if micro_batches > 1 and not parts.loss.per_sample:
+        raise ValueError(
+            f"{type(parts.loss).__name__} is defined on the whole batch, and micro_batches={micro_batches} would make "
+            "it another loss; set task.micro_batches=1"
+        )
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm must be positive, got {clip_norm}; leave it out for no clipping")
+    if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
+        raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}; leave it out for no average")
