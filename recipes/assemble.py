@@ -66,7 +66,9 @@ def assemble(
         data_module = make(data, seed)
         data_module.setup()
         network, report = _network(backbone, surgery or {}, head, data_module.num_classes)
-        parts = _parts(network, loss, regularizer or {}, mixing, attack, teacher, reweighting, gradient)
+        seats = {"mixing": mixing, "attack": attack, "teacher": teacher}
+        seats |= {"reweighting": reweighting, "gradient": gradient}
+        parts = _parts(network, loss, regularizer or {}, seats)
         context = Context(
             num_classes=data_module.num_classes,
             num_train=data_module.num_train,
@@ -143,9 +145,10 @@ def _network(backbone: Part, surgery: dict[str, Part], head: Part, num_classes: 
     return network, [line for item in surgeries for line in item.apply(network)]
 
 
-def _parts(network: Network, loss: Part, regularizer: dict[str, Part], *seats: Part | None) -> Parts:
+def _parts(network: Network, loss: Part, regularizer: dict[str, Part], seats: dict[str, Part | None]) -> Parts:
     built = {key: make(part) for key, part in regularizer.items()}
-    return Parts(make(loss), built, *(make(seat) if seat else None for seat in seats), head=network.head)
+    chosen = {name: make(seat) for name, seat in seats.items() if seat}
+    return Parts(make(loss), built, **chosen, head=network.head)
 
 
 def rebuild_network(config: Part, num_classes: int, state: dict[str, torch.Tensor]) -> Network:

@@ -37,9 +37,7 @@ class MESA(Regularizer):
 
     needs = frozenset({"logits"})
     does = frozenset({"extra_forward"})
-    refuses = {
-        "mixes_features": "its teacher would predict from unmixed feature maps what the network predicts from mixed ones"
-    }
+    refuses = {"mixes_features": "its teacher would see unmixed feature maps where the network sees mixed ones"}
 
     def __init__(
         self,

@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 
 import recipes
 from datamodules.grocery import Grocery
-from lightning_modules.part import Regularizer
 from lightning_modules.classification import Classification
+from lightning_modules.part import Regularizer
 from recipes.assemble import rebuild_network
 from recipes.checkpoint import load_checkpoint
 from recipes.recorder import Recorder
@@ -189,7 +189,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
         ("optimizer.kwargs.bettas=1", "bettas"),
         ("schedule.warmup_fraction=5.0", r"shares of the run lie in \[0, 1\], got warmup_fraction=5.0"),
         ("seed=-1", "-1"),
-        ("trainer.precision=16-mixed", "trainer.precision=16-mixed is not supported; allowed: 32-true"),
+        ("trainer.precision=16-mixed", "trainer.precision='16-mixed' has the wrong type; allowed: Literal"),
         ("data.limit_train=5000", "data.limit_train=5000, but it must be between 1 and"),
         ("+mixing=mixup", "saf cannot be combined with mixing: the past logits"),
         ("trainer.max_epochs=1", "SAF can never act in 1 epochs"),

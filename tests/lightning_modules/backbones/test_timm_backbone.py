@@ -180,7 +180,8 @@ def test_no_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("Name or service not known")
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
-    with pytest.raises(RuntimeError, match="could not get timm's weights for resnet18 .*set backbone.pretrained=FILE"):
+    message = "could not get timm's weights for resnet18 .*set backbone.pretrained=FILE"
+    with pytest.raises(FileNotFoundError, match=message):
         create_backbone(name="resnet18", pretrained=True)
 
 
