@@ -21,7 +21,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-import lightning_modules.classification as classification
+import lightning_modules.task as task_module
 import recipes
 from benchmarks.timing import save
 from kernels.batch import Batch
@@ -118,8 +118,8 @@ def share_outside(data: str) -> dict[str, float]:
     words = [f"data.root={data}", "data.verify=false", "trainer.max_epochs=1", "backbone=cifar_resnet20"]
     run, clock = recipes.build("cifar_baseline", [*words, "data.limit_train=12800"]), Clock()
     run.trainer.callbacks.append(clock.callback)
-    original = classification.run_step
-    classification.run_step = timed(original)  # forward and backward
+    original = task_module.run_step
+    task_module.run_step = timed(original)  # forward and backward
     make_optimizer = run.task.make_optimizer
 
     def optimizer(*args: Any) -> Any:
@@ -129,7 +129,7 @@ def share_outside(data: str) -> dict[str, float]:
 
     run.task.make_optimizer = optimizer
     run.trainer.fit(run.task, train_dataloaders=run.data.train_dataloader())
-    classification.run_step = original
+    task_module.run_step = original
     total = clock.stop - clock.start
     return {"epoch_seconds": round(total, 2), "share_outside": round(1 - spent / total, 4)}
 

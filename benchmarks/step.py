@@ -36,6 +36,7 @@ def one_step(backbone: str, batch: Batch, regularizers: dict[str, Regularizer], 
     torch.manual_seed(0)
     body = create_backbone(name=backbone)
     network = Network(body, Linear(body.num_features, CLASSES)).to(DEVICE)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the recipes do
     parts = Parts(CrossEntropy(), regularizers)
     parts.setup(Context(CLASSES, TRAIN, 10, 100, network))
     parts.to(DEVICE)
@@ -102,7 +103,7 @@ def main() -> None:
     alone = statistics.median(interleave({"saf": saf_alone(batch)}, 200, warmup=20)["saf"])
     plain = statistics.median(times["plain"])
     save(
-        "step",
+        f"step_{options.backbone}",
         {
             "backbone": options.backbone,
             "batch": options.batch,

@@ -21,7 +21,7 @@ class Classification(Task):
         """Correct predictions of the main view; against the larger share where labels are mixed."""
         logits_BC = outputs["main"].class_scores
         label_B = batch.label if batch.label.ndim == 1 else batch.label.argmax(1)
-        return {"accuracy": (logits_BC.argmax(1) == label_B).sum()}
+        return {"accuracy": (logits_BC.argmax(1) == label_B).sum(dtype=torch.float32)}
 
     def measure_validation(self, network: Network, batch: Batch) -> dict[str, Tensor]:
         logits_BC = at_least_float32(network(batch.image).class_scores)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,20 +15,26 @@ class NonFiniteError(RuntimeError):
     """A loss term or the gradient norm is NaN or infinite; raised before the update."""
 
 
-def check_finite(result: StepResult, gradient_norm: Tensor | None, epoch: int, update: int) -> None:
-    """Raise before the update when a term or the gradient norm is not finite.
+def check_finite(result: StepResult, gradient_norms: Sequence[Tensor], epoch: int, update: int) -> None:
+    """Raise before the update when a term or a gradient norm is not finite.
 
-    One host read: all scalars are looked at together, and only a failure reads more.
+    One host read: all scalars are summed on the device, and only a failure reads more.
+
+    Args:
+        result: of the step.
+        gradient_norms: scalars, of single tensors or of the whole gradient.
+        epoch: 0-based, for the message.
+        update: 0-based, for the message.
 
     Raises:
         NonFiniteError: naming term, step and the sample indices whose own loss is not finite.
     """
-    values = list(result.terms.values())
-    if gradient_norm is not None:
-        values.append(gradient_norm)
-    if bool(torch.isfinite(torch.stack(values).sum() if len(values) > 1 else values[0])):
+    values = [*result.terms.values(), *gradient_norms]
+    if math.isfinite(torch.stack(values).sum().item()):
         return
-    names = [name for name, value in result.terms.items() if not bool(torch.isfinite(value))]
+    names = [name for name, value in result.terms.items() if not math.isfinite(value.item())]
+    if not names and all(math.isfinite(norm.item()) for norm in gradient_norms):
+        return  # finite numbers whose sum is not
     what = f"term {', '.join(names)}" if names else "gradient norm"
     raise NonFiniteError(
         f"the {what} is not finite in epoch {epoch}, update {update}; the weights are those before this update. "

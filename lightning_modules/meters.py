@@ -22,12 +22,12 @@ class Meter:
         if not values:
             return
         names = tuple(values)
-        vector = torch.stack([value.detach() for value in values.values()]).to(torch.float64)
+        vector = torch.stack([value.detach() for value in values.values()])
         sums = self._sums.get(names)
         if sums is None:
-            self._sums[names] = vector
+            self._sums[names] = vector.to(torch.float64)
         else:
-            sums += vector
+            sums += vector  # in float64
 
     def read(self, reduce: Callable[[Tensor], Tensor] = lambda vector: vector) -> dict[str, float]:
         """Sums by name; forgets them.

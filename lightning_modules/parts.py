@@ -48,6 +48,7 @@ class Parts(nn.Module):
         self.reweighting = reweighting or Uniform()
         self.gradient = gradient or Sum()
         check_composition(self)
+        self._writers = [part for _, part in self.named() if type(part).commit is not Part.commit]
         self.views = tuple(dict.fromkeys(view for _, part in self.named() for view in part.views))
 
     def named(self) -> Iterator[tuple[str, Part]]:
@@ -69,7 +70,7 @@ class Parts(nn.Module):
     @torch.no_grad()
     def commit(self, outputs: dict[str, Output], batch: Batch, step: Step) -> None:
         """Let every part write its state, after a successful update."""
-        for _, part in self.named():
+        for part in self._writers:
             part.commit(outputs, batch, step)
 
     def after_validation(self, metrics: dict[str, float]) -> None:

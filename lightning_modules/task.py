@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -68,11 +68,13 @@ class Task(LightningModule):
         self.make_optimizer, self.make_schedule = make_optimizer, make_schedule
         self.micro_batches, self.clip_norm = micro_batches, clip_norm
         self.update = 0
-        self.term_meter, self.train_meter, self.val_meter = Meter(), Meter(), Meter()
+        self.train_meter, self.val_meter = Meter(), Meter()
         self.epoch_metrics: dict[str, float] = {}
         self._val_metrics: dict[str, float] = {}
         self.last_loss: Tensor | None = None
         self.schedule: Scheduler
+        self._trained: list[nn.Parameter] = []
+        self._term_names: set[str] = set()
         self._forward: Callable[..., Output] = torch.compile(network.__call__) if compile else network.__call__
         self._batch_norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         # The parts' state is kept equal by the parts themselves; broadcasting it every step would cost and mix counts.
@@ -102,6 +104,7 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         optimizer = self.make_optimizer(self.network, self.parts)
+        self._trained = [p for group in optimizer.param_groups for p in group["params"]]
         self.schedule = self.make_schedule(optimizer, self.context.max_epochs * self.context.steps_per_epoch)
         return optimizer
 
@@ -140,18 +143,19 @@ class Task(LightningModule):
             micro_batches=self.micro_batches,
             backward=lambda loss: self.manual_backward(loss * world if world > 1 else loss),
         )
-        check_finite(result, self._clip(optimizer), step.epoch, step.update)
+        check_finite(result, self._clip(), step.epoch, step.update)
         optimizer.step()
         self.update += 1
         self._commit(result, step)
 
-    def _clip(self, optimizer: Optimizer) -> Tensor:
-        """The norm of the whole gradient, which is then clipped where that was asked for."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
-        if self.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
-        return norm
+    def _clip(self) -> Sequence[Tensor]:
+        """The norm of each gradient; where clipping was asked for, that of the whole gradient, which is clipped."""
+        norms = torch._foreach_norm([p.grad for p in self._trained if p.grad is not None])
+        if self.clip_norm is None:
+            return norms
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        nn.utils.clip_grads_with_norm_(self._trained, self.clip_norm, norm)
+        return [norm]
 
     def _check_batch(self, batch: Batch) -> None:
         """The one batch a network with batch norm cannot learn from."""
@@ -170,8 +174,8 @@ class Task(LightningModule):
             self.ema.update(self.network, min(self.ema_decay, 1.0 - self.update ** (-2 / 3)))
         self._samples += len(batch)
         self.last_loss = sum_terms(result.terms)
-        self.term_meter.add(result.terms)
-        self.train_meter.add(self.measure_training(outputs, batch))
+        self._term_names |= result.terms.keys()
+        self.train_meter.add(result.terms | self.measure_training(outputs, batch))
 
     def on_validation_start(self) -> None:
         self.evaluated_network.eval()
@@ -192,10 +196,9 @@ class Task(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Turn the sums of the epoch into one row of metrics."""
         samples = self._samples * self.trainer.world_size
-        sums = self.term_meter.read(self._sum_over_processes)
-        terms = {name: value / self.context.steps_per_epoch for name, value in sums.items()}
-        measured = self.metrics(self.train_meter.read(self._sum_over_processes), samples)
-        measured = {"loss": sum(terms.values()), **measured, **terms}
+        sums = self.train_meter.read(self._sum_over_processes)
+        terms = {name: sums.pop(name) / self.context.steps_per_epoch for name in list(sums) if name in self._term_names}
+        measured = {"loss": sum(terms.values()), **self.metrics(sums, samples), **terms}
         self.epoch_metrics = {
             "epoch": self.current_epoch,
             "update": self.update,

@@ -13,4 +13,4 @@ class Uniform(Reweighting):
     """Every sample weighs ``1 / B``, B the size of the global update batch: the plain mean."""
 
     def forward(self, loss_B: Tensor, outputs: dict[str, Output], batch: Batch, step: Step) -> Tensor:
-        return torch.full_like(loss_B.detach(), 1.0 / step.batch_size)
+        return torch.full_like(loss_B, 1.0 / step.batch_size, requires_grad=False)
