@@ -126,7 +126,7 @@ def reduce_terms(parts: Parts, losses: Terms, outputs: dict[str, Output], batch:
         else:
             if step.coefficients is None:
                 step.coefficients = parts.reweighting(loss, outputs, batch, step).detach()
-            terms[name] = loss @ step.coefficients
+            terms[name] = (loss * step.coefficients).sum()  # a dot product would be cast down by autocast
     for name, part in parts.regularizers.items():
         value = part(outputs, batch, step)
         if value is not None:
