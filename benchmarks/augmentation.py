@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.timing import save
 from datamodules.arrays import ArrayData
 from datamodules.augment import BatchAugment
 from datamodules.cifar import CIFAR10
@@ -137,12 +138,16 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for name, run in runs.items():
             rates[name].append(run())
+    rows: dict[str, dict[str, object]] = {}
     print(f"{'':24}{'images / CPU s':>16}{'range':>22}{'ours is':>12}{'goal':>10}")
     for name, values in rates.items():
         median = statistics.median(values)
         ratio = statistics.median(a / b for a, b in zip(rates["ours"], values, strict=True))
         goal = f">= {GOALS[name]:.0f} x" if name in GOALS else ""
         print(f"{name:24}{median:16,.0f}{min(values):12,.0f} -{max(values):8,.0f}{ratio:10.1f} x{goal:>10}")
+        rows[name] = {"images_per_cpu_second": round(median), "range": [round(min(values)), round(max(values))]}
+        rows[name] |= {"ours_is_times": round(ratio, 1)}
+    save("augmentation", {"batch_size": arguments.batch_size, "rounds": arguments.rounds, **rows})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from datamodules.arrays import ArrayData
-from datamodules.augment import BatchAugment
 
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"),
@@ -62,9 +61,7 @@ class CIFAR10(ArrayData):
         root: folder that holds ``cifar-10-batches-py``.
         download: fetch the archive into ``root`` when the files are missing.
         verify: compare the md5 sums of the files with the published ones; false accepts rebuilt files.
-        augment: what training does to the images; None leaves them as they are.
-        batch_size, eval_batch_size, num_workers, val_fraction, split_seed, limit_train, limit_test, drop_last: see
-            ``ImageData``.
+        **common: the keys of ``ArrayData`` and ``ImageData``.
     """
 
     torchvision_name: ClassVar[str] = "CIFAR10"
@@ -78,28 +75,9 @@ class CIFAR10(ArrayData):
         root: str = "data",
         download: bool = False,
         verify: bool = True,
-        augment: BatchAugment | None = None,
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        num_workers: int = 0,
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
-        limit_train: int | None = None,
-        limit_test: int | None = None,
-        drop_last: bool = True,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            seed,
-            augment=augment,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            val_fraction=val_fraction,
-            split_seed=split_seed,
-            limit_train=limit_train,
-            limit_test=limit_test,
-            drop_last=drop_last,
-        )
+        super().__init__(seed, **common)
         self.root, self.download, self.verify = Path(root).expanduser(), download, verify
 
     def arrays(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]]:
@@ -171,10 +149,7 @@ class CIFAR100(CIFAR10):
     Args:
         seed: the run's seed.
         labels: ``fine`` (100 classes) or ``coarse`` (20 groups).
-        root: folder that holds ``cifar-100-python``.
-        download, verify, augment: see ``CIFAR10``.
-        batch_size, eval_batch_size, num_workers, val_fraction, split_seed, limit_train, limit_test, drop_last: see
-            ``ImageData``.
+        **common: the keys of ``CIFAR10``; ``root`` holds ``cifar-100-python``.
     """
 
     torchvision_name = "CIFAR100"
@@ -184,34 +159,9 @@ class CIFAR100(CIFAR10):
         seed: int = 0,
         *,
         labels: Literal["fine", "coarse"] = "fine",
-        root: str = "data",
-        download: bool = False,
-        verify: bool = True,
-        augment: BatchAugment | None = None,
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        num_workers: int = 0,
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
-        limit_train: int | None = None,
-        limit_test: int | None = None,
-        drop_last: bool = True,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            seed,
-            root=root,
-            download=download,
-            verify=verify,
-            augment=augment,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            val_fraction=val_fraction,
-            split_seed=split_seed,
-            limit_train=limit_train,
-            limit_test=limit_test,
-            drop_last=drop_last,
-        )
+        super().__init__(seed, **common)
         if labels not in ("fine", "coarse"):
             raise ValueError(f"data.labels is {labels!r}; choose fine or coarse")
         self.label_key, self.names_key = f"{labels}_labels", f"{labels}_label_names"

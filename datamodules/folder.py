@@ -32,8 +32,7 @@ class Folder(ImageData):
         test_folder: name of the test part (ImageNet's public layout calls it ``val``).
         allow_missing_classes: accept validation and test parts that lack some classes.
         augment: what training does to the images; None means resize and central crop.
-        batch_size, eval_batch_size, num_workers, val_fraction, split_seed, limit_train, limit_test, drop_last: see
-            ``ImageData``.
+        **common: the keys of ``ImageData``.
     """
 
     def __init__(
@@ -49,25 +48,11 @@ class Folder(ImageData):
         test_folder: str = "test",
         allow_missing_classes: bool = False,
         augment: FileAugment | None = None,
-        batch_size: int = 128,
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
-        limit_train: int | None = None,
-        limit_test: int | None = None,
-        drop_last: bool = True,
+        **common: Any,
     ) -> None:
         super().__init__(
             seed,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            val_fraction=val_fraction,
-            split_seed=split_seed,
-            limit_train=limit_train,
-            limit_test=limit_test,
-            drop_last=drop_last,
+            **common,
         )
         if augment is not None and not isinstance(augment, FileAugment):
             raise TypeError(

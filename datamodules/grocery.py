@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from datamodules.arrays import ArrayData
-from datamodules.augment import BatchAugment
 
 FOLDER = Path(__file__).parent / "grocery_mini"
 
@@ -23,37 +22,8 @@ class Grocery(ArrayData):
 
     Args:
         seed: the run's seed.
-        augment: what training does to the images; None leaves them as they are.
-        batch_size, eval_batch_size, num_workers, val_fraction, split_seed, limit_train, limit_test, drop_last: see
-            ``ImageData``.
+        **common: the keys of ``ArrayData`` and ``ImageData``.
     """
-
-    def __init__(
-        self,
-        seed: int = 0,
-        *,
-        augment: BatchAugment | None = None,
-        batch_size: int = 64,
-        eval_batch_size: int = 500,
-        num_workers: int = 0,
-        val_fraction: float = 0.2,
-        split_seed: int = 0,
-        limit_train: int | None = None,
-        limit_test: int | None = None,
-        drop_last: bool = True,
-    ) -> None:
-        super().__init__(
-            seed,
-            augment=augment,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            val_fraction=val_fraction,
-            split_seed=split_seed,
-            limit_train=limit_train,
-            limit_test=limit_test,
-            drop_last=drop_last,
-        )
 
     def arrays(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]]:
         from PIL import Image

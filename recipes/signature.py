@@ -84,7 +84,7 @@ def signature(target: str) -> dict[str, Key]:
     module, _, name = target.rpartition(".")
     if module.split(".")[0] not in ROOMS:
         raise UnknownTarget(f"{target!r} is not a part of this library; targets start with {', '.join(ROOMS)}")
-    return _keys(_function(module, name, target))
+    return _keys_of(module, name, target)
 
 
 def matches(annotation: ast.expr, value: Any) -> bool:
@@ -136,21 +136,25 @@ def holds_part(value: Any) -> bool:
     return isinstance(value, list) and any(holds_part(item) for item in value)
 
 
-def _function(module: str, name: str, target: str) -> ast.FunctionDef:
-    """The definition that is called: a function, or the ``__init__`` of a class or of its nearest base that has one."""
+def _keys_of(module: str, name: str, target: str) -> dict[str, Key]:
+    """Keys of a function or of an ``__init__``, and those of the base class where that passes ``**`` on."""
     tree = _tree(module, target)
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
-            return node
+            return _keys(node)
         if isinstance(node, ast.ClassDef) and node.name == name:
-            for item in node.body:
-                if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-                    return item
-            for base in node.bases:
-                if isinstance(base, ast.Name) and (found := _imported(tree, base.id, module)):
-                    return _function(*found, target)
-            return ast.parse("def __init__(self): pass").body[0]  # type: ignore[return-value]
+            return _keys_of_class(node, tree, module, target)
     raise UnknownTarget(f"{target!r}: {module.replace('.', '/')}.py defines no {name!r}")
+
+
+def _keys_of_class(node: ast.ClassDef, tree: ast.Module, module: str, target: str) -> dict[str, Key]:
+    own = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
+    inherited: dict[str, Key] = {}
+    if not own or own[0].args.kwarg:
+        for base in node.bases:
+            if isinstance(base, ast.Name) and (found := _imported(tree, base.id, module)):
+                inherited |= _keys_of(*found, target)
+    return inherited | (_keys(own[0]) if own else {})
 
 
 def _imported(tree: ast.Module, name: str, module: str) -> tuple[str, str] | None:

@@ -9,7 +9,7 @@ from datamodules.grocery import FOLDER, Grocery
 
 
 def test_the_set() -> None:
-    data = Grocery(0, augment=BatchAugment(crop_padding=6, padding_mode="reflect"))
+    data = Grocery(0, batch_size=64, val_fraction=0.2, augment=BatchAugment(crop_padding=6, padding_mode="reflect"))
     data.setup()
     assert (data.num_classes, data.image_size, data.num_train, len(data.test_labels)) == (40, 48, 1000, 1000)
     assert torch.bincount(data.train_labels).tolist() == torch.bincount(data.test_labels).tolist() == [25] * 40

@@ -21,8 +21,9 @@ def build(settings: dict[str, Any]) -> Any:
     target = getattr(importlib.import_module(module), name)
     keys = {key: build(value) if isinstance(value, dict) else value for key, value in settings.items()}
     del keys["_target_"]
-    parameters = inspect.signature(target).parameters.values()
-    assert set(keys) == {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    owners = [owner for owner in target.__mro__ if owner.__module__.startswith("datamodules.")]
+    parameters = [p for owner in owners for p in inspect.signature(owner).parameters.values()]
+    assert set(keys) == {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}, "all keys of the class and its bases"
     return target(**keys)
 
 

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 
-from recipes.signature import UnknownTarget, matches, signature
+from recipes.signature import ROOMS, UnknownTarget, matches, signature
 
 TARGETS = [
     "lightning_modules.regularizers.saf.SAF",
@@ -16,18 +16,27 @@ TARGETS = [
     "lightning_modules.reweightings.uniform.Uniform",
     "recipes.assemble.assemble",
     "datamodules.grocery.Grocery",
+    "datamodules.cifar.CIFAR100",
+    "datamodules.folder.Folder",
 ]
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_keys_are_the_keyword_only_arguments(target):
     module, _, name = target.rpartition(".")
-    found = inspect.signature(getattr(import_module(module), name))
-    expected = {
-        key: parameter.default is inspect.Parameter.empty
-        for key, parameter in found.parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    found = getattr(import_module(module), name)
+    expected = {}
+    for owner in reversed(found.__mro__) if inspect.isclass(found) else [found]:
+        if owner.__module__.split(".")[0] not in ROOMS or (inspect.isclass(owner) and "__init__" not in vars(owner)):
+            continue
+        parameters = inspect.signature(owner).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            expected = {}  # passes nothing on
+        expected |= {
+            key: parameter.default is inspect.Parameter.empty
+            for key, parameter in parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
     assert {key: value.required for key, value in signature(target).items()} == expected
 
 
