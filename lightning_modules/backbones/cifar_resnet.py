@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import create_classifier
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lightning_modules.backbones.interface import TimmModel
 
 
 def shortcut_a(x: Tensor, out_channels: int, stride: int) -> Tensor:
@@ -49,7 +50,7 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(out)) + shortcut_a(x, self.out_channels, self.stride))
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(TimmModel):
     """Three stages of ``blocks`` basic blocks with 1, 2 and 4 times ``width`` channels; the interface is timm's.
 
     Args:
@@ -70,18 +71,14 @@ class CifarResNet(nn.Module):
         drop_rate: float = 0.0,
         width: int = 16,
     ) -> None:
-        super().__init__()
-        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
-        self.grad_checkpointing = False
+        super().__init__(num_classes, in_chans, drop_rate)
         self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = _stage(width, width, blocks, stride=1)
         self.layer2 = _stage(width, 2 * width, blocks, stride=2)
         self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
         self.feature_info = [{"num_chs": width * 2**i, "reduction": 2**i, "module": f"layer{i + 1}"} for i in range(3)]
-        self.num_features = 4 * width
-        self.global_pool, self.linear = create_classifier(self.num_features, num_classes, pool_type=global_pool)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.add_classifier(4 * width, global_pool)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
@@ -91,40 +88,12 @@ class CifarResNet(nn.Module):
         """Parameter groups for layer-wise learning-rate decay, as timm asks for them."""
         return {"stem": r"^conv1|^bn1", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade compute for memory in the residual stages."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """The classifier, an identity when ``num_classes`` is 0."""
-        return self.linear
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier (0: none), with another pooling where ``global_pool`` is given."""
-        self.num_classes = num_classes
-        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        pool, linear = create_classifier(self.num_features, num_classes, pool_type=pool_type)
-        self.global_pool, self.linear = pool.to(self.conv1.weight), linear.to(self.conv1.weight)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-
     def forward_features(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> the unpooled map ``[B, 4 * width, H / 4, W / 4]``."""
         x = F.relu(self.bn1(self.conv1(x)))
         for stage in (self.layer1, self.layer2, self.layer3):
             x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
         return x
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The unpooled map -> ``[B, num_classes]``, or pooled features ``[B, D]`` with ``pre_logits``."""
-        x = self.global_pool(x)
-        if self.drop_rate:
-            x = F.dropout(x, p=self.drop_rate, training=self.training)
-        return x if pre_logits else self.linear(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:

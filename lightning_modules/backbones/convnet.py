@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import create_classifier
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from lightning_modules.backbones.interface import TimmModel
 
 
-class ConvNet(nn.Module):
+class ConvNet(TimmModel):
     """Blocks of 3x3 convolution, BatchNorm, ReLU and 2x2 max-pooling; then global pooling. The interface is timm's.
 
     Args:
@@ -35,17 +35,13 @@ class ConvNet(nn.Module):
         drop_rate: float = 0.0,
         channels: Sequence[int] = (64, 64, 64, 64),
     ) -> None:
-        super().__init__()
-        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
-        self.grad_checkpointing = False
+        super().__init__(num_classes, in_chans, drop_rate)
         pairs = zip((in_chans, *channels), channels, strict=False)
         self.blocks = nn.Sequential(*(_block(before, after) for before, after in pairs))
         self.feature_info = [
             {"num_chs": width, "reduction": 2 ** (i + 1), "module": f"blocks.{i}"} for i, width in enumerate(channels)
         ]
-        self.num_features = channels[-1]
-        self.global_pool, self.linear = create_classifier(self.num_features, num_classes, pool_type=global_pool)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.add_classifier(channels[-1], global_pool)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -55,38 +51,9 @@ class ConvNet(nn.Module):
         """Parameter groups for layer-wise learning-rate decay, as timm asks for them."""
         return {"stem": r"^blocks\.0", "blocks": r"^blocks\.(\d+)"}
 
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade compute for memory in the blocks."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """The classifier, an identity when ``num_classes`` is 0."""
-        return self.linear
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier (0: none), with another pooling where ``global_pool`` is given."""
-        self.num_classes = num_classes
-        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        pool, linear = create_classifier(self.num_features, num_classes, pool_type=pool_type)
-        weight = next(self.blocks.parameters())
-        self.global_pool, self.linear = pool.to(weight), linear.to(weight)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-
     def forward_features(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> the unpooled map, H and W halved by each block."""
         return checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The unpooled map -> ``[B, num_classes]``, or pooled features ``[B, D]`` with ``pre_logits``."""
-        x = self.global_pool(x)
-        if self.drop_rate:
-            x = F.dropout(x, p=self.drop_rate, training=self.training)
-        return x if pre_logits else self.linear(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 def _block(in_channels: int, out_channels: int) -> nn.Sequential:
