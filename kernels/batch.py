@@ -182,7 +182,7 @@ class Step:
         network: the network in training.
         forward: ``forward(image) -> Output`` of that network, as the step runs it (compiled, mixed precision).
         batch_size: samples of the whole update over all micro-batches and ranks.
-        coefficients: ``[B]`` weight of each sample of this micro-batch in its loss term; None before the loss.
+        coefficients: ``[B]`` weight of each sample of this micro-batch in its loss term; None for the uniform mean.
     """
 
     epoch: int

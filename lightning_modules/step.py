@@ -18,6 +18,7 @@ from lightning_modules.gradients.base import Terms
 from lightning_modules.names import unknown_name
 from lightning_modules.norm_statistics import norm_statistics_kept
 from lightning_modules.parts import Parts
+from lightning_modules.reweightings.uniform import Uniform
 
 
 @dataclass(slots=True)
@@ -115,13 +116,14 @@ def reduce_terms(parts: Parts, losses: Terms, outputs: dict[str, Output], batch:
     weighted = parts.reweighting.term or next(iter(losses))
     if weighted not in losses:
         raise ValueError(unknown_name("reweighting.term", weighted, losses))
+    uniform = type(parts.reweighting) is Uniform  # the mean, without a vector of equal numbers
     if twice := losses.keys() & parts.regularizers.keys():
         raise ValueError(f"{', '.join(twice)} names a loss term and a regularizer; give the regularizer another name")
     terms: Terms = {}
     for name, loss in losses.items():
         if loss.ndim == 0:
             terms[name] = loss * share
-        elif name != weighted:
+        elif name != weighted or uniform:
             terms[name] = loss.sum() / step.batch_size
         else:
             if step.coefficients is None:

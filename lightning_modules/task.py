@@ -27,6 +27,9 @@ from lightning_modules.step import StepResult, run_step
 class Task(LightningModule):
     """Trains a network with composed parts by manual optimization; a training step is exactly one update.
 
+    Those who want the row of metrics of each epoch are ``observers``: called with the task, in the first process, when
+    the epoch is over. (A Lightning callback would come too early for it, and cost a call at every hook of every step.)
+
     A task says what is measured: ``measure_training``, ``measure_validation``, ``metrics`` and ``selection``.
 
     Args:
@@ -72,6 +75,7 @@ class Task(LightningModule):
         self.epoch_metrics: dict[str, float] = {}
         self._val_metrics: dict[str, float] = {}
         self.last_loss: Tensor | None = None
+        self.observers: list[Callable[[Task], None]] = []
         self.schedule: Scheduler
         self._trained: list[nn.Parameter] = []
         self._term_names: set[str] = set()
@@ -79,6 +83,8 @@ class Task(LightningModule):
         self._batch_norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         # The parts' state is kept equal by the parts themselves; broadcasting it every step would cost and mix counts.
         self._ddp_params_and_buffers_to_ignore = {f"parts.{name}" for name, _ in parts.named_buffers()}
+        self._optimizer: Any = None
+        self._world, self._epoch = 1, 0
         self._samples, self._epoch_start, self._train_seconds = 0, 0.0, 0.0
 
     @abstractmethod
@@ -115,8 +121,12 @@ class Task(LightningModule):
                 "defined on the whole one; train with trainer.devices=1"
             )
 
+    def on_train_start(self) -> None:
+        # Properties that walk through the trainer, read once instead of every step.
+        self._optimizer, self._world = self.optimizers(), self.trainer.world_size
+
     def on_train_epoch_start(self) -> None:
-        self._samples, self._epoch_start = 0, time.monotonic()
+        self._epoch, self._samples, self._epoch_start = self.current_epoch, 0, time.monotonic()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self._train_seconds = time.monotonic() - self._epoch_start
@@ -124,11 +134,10 @@ class Task(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One update on one batch."""
         self._check_batch(batch)
-        optimizer: Any = self.optimizers()
+        optimizer, world = self._optimizer, self._world
         self.schedule.step_update(self.update)
-        world = self.trainer.world_size
         step = Step(
-            epoch=self.current_epoch,
+            epoch=self._epoch,
             update=self.update,
             seed=self.context.seed,
             network=self.network,
@@ -210,6 +219,9 @@ class Task(LightningModule):
             **self.parts.end_epoch(),
         }
         self._val_metrics = {}  # an epoch without validation has no metrics of an earlier one
+        if self.trainer.is_global_zero:
+            for observe in self.observers:
+                observe(self)
 
 
 def _check(parts: Parts, micro_batches: int, clip_norm: float | None, ema_decay: float | None) -> None:

@@ -8,15 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
-
+from lightning_modules.task import Task
 from recipes.checkpoint import save_checkpoint
 from recipes.directory import write_text
 
 
-class Recorder(Checkpoint):
-    """Runs after the task's own ``on_train_epoch_end`` (Lightning calls checkpoint callbacks last).
+class Recorder:
+    """Called by the task when an epoch is over and its row of metrics is complete (an observer, see ``Task``).
 
     Args:
         directory: the run directory.
@@ -32,10 +30,9 @@ class Recorder(Checkpoint):
         self._writer: Any = None
         (directory / "checkpoints").mkdir()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        row: dict[str, float] = pl_module.epoch_metrics  # type: ignore[assignment]
+    def __call__(self, task: Task) -> None:
+        """Write the epoch."""
+        row = task.epoch_metrics
         self.rows.append(row)
         write_text(self.directory / "metrics.csv", to_csv(self.rows))
         self._tensorboard(row)
@@ -44,9 +41,9 @@ class Recorder(Checkpoint):
             "epoch": row["epoch"],
             "update": row["update"],
             "metrics": row,
-            "network": pl_module.evaluated_network.state_dict(),  # type: ignore[union-attr, operator]
+            "network": task.evaluated_network.state_dict(),
         }
-        if self._is_best(pl_module.selection(row)):  # type: ignore[operator]
+        if self._is_best(task.selection(row)):
             self.best = row
             save_checkpoint(self.directory / "checkpoints" / "best.ckpt", content)
         save_checkpoint(self.directory / "checkpoints" / "last.ckpt", {**content, "training": self.state()})
@@ -70,7 +67,8 @@ class Recorder(Checkpoint):
                 self._writer.add_scalar(name, value, global_step=int(row["epoch"]))
         self._writer.flush()
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def close(self) -> None:
+        """Finish the TensorBoard file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None

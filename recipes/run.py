@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from datamodules.base import ImageData
 from lightning_modules.evaluators.base import EvaluationData, Evaluator
 from lightning_modules.evaluators.result import Evaluation
+from lightning_modules.task import Task
 from recipes.checkpoint import load_checkpoint
 from recipes.compose import to_yaml
 from recipes.directory import create_directory, environment, peak_memory_mb, write_json, write_text
@@ -43,7 +44,7 @@ class Run:
         self,
         config: dict[str, Any],
         data: ImageData,
-        task: LightningModule,
+        task: Task,
         trainer: Trainer,
         evaluators: dict[str, Evaluator],
         surgery_report: list[str],
@@ -70,8 +71,11 @@ class Run:
         self.directory = directory = self._open()
         start = time.monotonic()
         recorder = Recorder(directory, self._facts(), self._state)
-        self.trainer.callbacks.append(recorder)  # type: ignore[attr-defined]
-        self._fit()
+        self.task.observers.append(recorder)
+        try:
+            self._fit()
+        finally:
+            recorder.close()
         evaluations = self._evaluate(directory)
         results = self._results(recorder, evaluations, time.monotonic() - start)
         write_json(directory / "results.json", results)
@@ -79,7 +83,7 @@ class Run:
 
         report = write_report(directory, evaluations)
         print(f"{_summary(results)}\n{report}", flush=True)
-        if idle := self.task.parts.idle():  # type: ignore[union-attr, operator]
+        if idle := self.task.parts.idle():
             raise NeverActed(
                 f"{', '.join(idle)} never had an effect in this run: results.json says when it could have; lower its "
                 "start_epoch, train longer (trainer.max_epochs), or leave it out"
@@ -144,8 +148,8 @@ class Run:
             "selected_epoch": best.get("epoch"),
             "epochs": len(rows),
             "updates": rows[-1]["update"] if rows else 0,
-            "parts": self.task.parts.report(),  # type: ignore[union-attr, operator]
-            "parameters": sum(p.numel() for p in self.task.network.parameters()),  # type: ignore[union-attr, misc]
+            "parts": self.task.parts.report(),
+            "parameters": sum(p.numel() for p in self.task.network.parameters()),
             "wall_seconds": seconds,
             "train_seconds": train_seconds,
             "images_per_second": sum(r["seconds"] * r["images_per_second"] for r in rows) / max(train_seconds, 1e-9),

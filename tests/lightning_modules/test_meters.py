@@ -48,9 +48,17 @@ def test_state_is_plain_and_goes_on_where_it_was():
     meter.add({"a": torch.tensor(1.0)})
     meter.add({"a": torch.tensor(0.1), "b": torch.tensor(2.0)})
     state = meter.state()
-    assert state == [(["a"], [1.0]), (["a", "b"], [torch.tensor(0.1).double().item(), 2.0])]
+    assert state == {"a": 1.0 + torch.tensor(0.1).double().item(), "b": 2.0}
     fresh.add({"stale": torch.tensor(9.0)})
     fresh.load(state, torch.device("cpu"))
     for each in (meter, fresh):
         each.add({"a": torch.tensor(5.0)})
     assert fresh.read() == meter.read()
+
+
+def test_many_scalars_are_folded_and_counted_once():
+    meter = Meter()
+    for i in range(200):
+        meter.add({"a": torch.tensor(float(i)), "n": torch.tensor(1)})
+    assert max(len(pending) for pending in meter._pending.values()) < 64
+    assert meter.read() == {"a": 199 * 100.0, "n": 200.0} and meter.read() == {}

@@ -238,7 +238,7 @@ def test_runs_with_one_seed_are_equal_whatever_the_workers(tmp_path):
 
 
 class Scripted:
-    """What the recorder reads of trainer and module, with validation numbers from a script."""
+    """What the recorder reads of a task, with validation numbers from a script."""
 
     is_global_zero = True
 
@@ -268,8 +268,8 @@ def test_selection(tmp_path, accuracies, losses, selected):
     recorder, scripted = Recorder(tmp_path, {}, dict), Scripted(accuracies, losses)
     for _ in accuracies:
         scripted.advance()
-        recorder.on_train_epoch_end(scripted, scripted)
-    recorder.on_fit_end(scripted, scripted)
+        recorder(scripted)
+    recorder.close()
     assert recorder.best["epoch"] == selected
     best, last = (load_checkpoint(tmp_path / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
     assert best["network"]["weight"].item() == best["epoch"] == selected and last["epoch"] == 2
