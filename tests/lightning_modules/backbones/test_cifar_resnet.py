@@ -89,7 +89,7 @@ def test_no_hub_weights() -> None:
 @needs_data
 @pytest.mark.parametrize(("depth", "correct"), [(20, 9173), pytest.param(56, 9339, marks=pytest.mark.slow)])
 def test_published_checkpoints_on_the_real_test_set(depth: int, correct: int) -> None:
-    """91.73 % and 93.39 % of the 10,000 test images, as ../shared/data/weights/*.json say."""
+    """91.73 % and 93.39 % of the 10,000 test images, as published with the checkpoints."""
     path = DATA_ROOT / "weights" / f"cifar10_resnet{depth}.safetensors"
     model = timm.create_model(f"cifar_resnet{depth}", num_classes=10, checkpoint_path=str(path)).eval()
     model.load_state_dict(load_file(path), strict=True)
