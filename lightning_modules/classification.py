@@ -21,14 +21,14 @@ class Classification(Task):
         """Correct predictions of the main view; against the larger share where labels are mixed."""
         logits_BC = outputs["main"].class_scores
         label_B = batch.label if batch.label.ndim == 1 else batch.label.argmax(1)
-        return {"accuracy": (logits_BC.argmax(1) == label_B).sum(dtype=torch.float32)}
+        return {"accuracy": logits_BC.argmax(1) == label_B}
 
     def measure_validation(self, network: Network, batch: Batch) -> dict[str, Tensor]:
         logits_BC = at_least_float32(network(batch.image).class_scores)
         return {
-            "loss": cross_entropy(logits_BC, batch.label, reduction="sum"),
-            "accuracy": (logits_BC.argmax(1) == batch.label).sum(),
-            "samples": torch.ones_like(batch.label).sum(),
+            "loss": cross_entropy(logits_BC, batch.label, reduction="none"),
+            "accuracy": logits_BC.argmax(1) == batch.label,
+            "samples": torch.ones_like(batch.label),
         }
 
     def metrics(self, sums: dict[str, float], samples: float) -> dict[str, float]:

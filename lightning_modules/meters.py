@@ -11,9 +11,9 @@ FOLD_EVERY = 64
 
 
 class Meter:
-    """Adds named device scalars; ``read`` is the only host read.
+    """Adds named scalars, or vectors ``[B]`` of which the sum counts, on the device; ``read`` is the only host read.
 
-    Scalars are kept and summed every 64 calls, in float64: an update costs a list append instead of an addition on the
+    Values are kept and summed every 64 calls, in float64: an update costs a list append instead of an addition on the
     device, and there is no metric object and no logger call in the loop.
     """
 
@@ -22,7 +22,7 @@ class Meter:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Add scalars; the set of names may differ between calls (terms switch on and off)."""
+        """Add values; the set of names may differ between calls (terms switch on and off)."""
         for name, value in values.items():
             pending = self._pending.setdefault(name, [])
             pending.append(value.detach())
@@ -31,7 +31,7 @@ class Meter:
 
     def _fold(self, name: str) -> None:
         pending = self._pending.pop(name)
-        total = torch.stack(pending).sum(dtype=torch.float64)
+        total = (torch.cat if pending[0].ndim else torch.stack)(pending).sum(dtype=torch.float64)
         self._sums[name] = self._sums[name] + total if name in self._sums else total
 
     def read(self, reduce: Callable[[Tensor], Tensor] = lambda vector: vector) -> dict[str, float]:

@@ -89,11 +89,11 @@ class Task(LightningModule):
 
     @abstractmethod
     def measure_training(self, outputs: dict[str, Output], batch: Batch) -> dict[str, Tensor]:
-        """Sums of one update by name, as device scalars."""
+        """What to sum over the epoch, by name: ``[B]`` on the device."""
 
     @abstractmethod
     def measure_validation(self, network: Network, batch: Batch) -> dict[str, Tensor]:
-        """Sums of one validation batch by name, as device scalars; ``samples`` among them."""
+        """What to sum over the validation set, by name: ``[B]`` on the device; ``samples`` counts them."""
 
     @abstractmethod
     def metrics(self, sums: dict[str, float], samples: float) -> dict[str, float]:
@@ -122,8 +122,9 @@ class Task(LightningModule):
             )
 
     def on_train_start(self) -> None:
-        # Properties that walk through the trainer, read once instead of every step.
-        self._optimizer, self._world = self.optimizers(), self.trainer.world_size
+        # Read once instead of every step: these properties walk through the trainer. The optimizer itself, without
+        # Lightning's wrapper: that counts steps, and the count here is ``self.update``; bf16 needs no scaling.
+        self._optimizer, self._world = self.optimizers(use_pl_optimizer=False), self.trainer.world_size
 
     def on_train_epoch_start(self) -> None:
         self._epoch, self._samples, self._epoch_start = self.current_epoch, 0, time.monotonic()
