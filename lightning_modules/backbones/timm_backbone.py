@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from lightning_modules.backbones.small_stem import STEMS, base_name
 from lightning_modules.backbones.weights import load_weights
+from lightning_modules.names import unknown_name
 
 # Keys of create_backbone, or of the network around it: a second value in ``kwargs`` would silently win or lose.
 _RESERVED = {
@@ -122,11 +122,7 @@ def check_name(name: str) -> None:
                 f"backbone.name={name!r}: there is no small-image stem for {arch.removesuffix('_small')}; supported "
                 f"are timm's families {', '.join(STEMS)}"
             )
-        near = difflib.get_close_matches(arch, models, n=5, cutoff=0.5)
-        hint = f"; nearest: {', '.join(near)}" if near else ""
-        raise ValueError(
-            f"backbone.name={name!r} is not a timm model{hint} (of the {len(models)} in timm.list_models())"
-        )
+        raise ValueError(unknown_name("backbone.name", arch, models))
     if tag:
         tags = [full.partition(".")[2] for full in timm.list_models(base_name(arch), include_tags=True)]
         if tag not in tags:

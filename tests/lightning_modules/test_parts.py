@@ -137,10 +137,19 @@ def test_a_part_does_not_refuse_itself():
 
 
 def test_what_fits_is_not_refused():
-    Parts(PairLoss())
-    Parts(CrossEntropy(), reweighting=Skewed())
-    Parts(CrossEntropy(), {"mesa": MESA()}, mixing=Mixup())
-    Parts(CrossEntropy(), {"saf": SAF(), "mesa": MESA()}, attack=Attacks())
+    composed = [
+        Parts(PairLoss()),
+        Parts(CrossEntropy(), reweighting=Skewed()),
+        Parts(CrossEntropy(), {"mesa": MESA()}, mixing=Mixup()),
+        Parts(CrossEntropy(), {"saf": SAF(), "mesa": MESA()}, attack=Attacks()),
+    ]
+    always = {"loss", "reweighting", "gradient"}
+    assert [{name for name, _ in parts.named()} - always for parts in composed] == [
+        set(),
+        set(),
+        {"mixing", "mesa"},
+        {"attack", "saf", "mesa"},
+    ]
 
 
 def test_contracts_name_the_part_that_breaks_them():

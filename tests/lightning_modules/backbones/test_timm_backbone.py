@@ -156,7 +156,7 @@ def test_file_errors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"name": "resnet81"}, "'resnet81' is not a timm model; nearest: .*resnet18"),
+        ({"name": "resnet81"}, r"backbone.name=resnet81 is not known; did you mean resnet.* names are allowed\)"),
         ({"name": "resnet18.nonsense"}, "resnet18 has no weights 'nonsense'; choose from .*a1_in1k"),
         ({"name": "hf-hub:timm/resnet18"}, "hub and folder sources are not allowed"),
         ({"name": "local-dir:/tmp/model"}, "hub and folder sources are not allowed"),
