@@ -19,6 +19,7 @@ from benchmarks.timing import interleave, ratio, save
 from kernels.batch import Batch, Step
 from lightning_modules.backbones.timm_backbone import create_backbone
 from lightning_modules.heads.linear import Linear
+from lightning_modules.host_memory import keep_freed_memory
 from lightning_modules.losses.cross_entropy import CrossEntropy
 from lightning_modules.network import Network
 from lightning_modules.part import Context, Regularizer
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
+    keep_freed_memory()  # as the trainer does
     index = torch.randperm(TRAIN)[: options.batch]
     batch = Batch(torch.rand(options.batch, 3, 32, 32), index % CLASSES, index).to(DEVICE)
 

@@ -11,6 +11,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_modules.host_memory import keep_freed_memory
+
 
 def create_trainer(
     callbacks: Sequence[Callback] = (),
@@ -49,6 +51,7 @@ def create_trainer(
         if value < 1:
             raise ValueError(f"trainer.{name} must be at least 1, got {value}")
     _quiet()
+    keep_freed_memory()
     try:
         return Trainer(
             max_epochs=max_epochs,
