@@ -47,6 +47,7 @@ class ImageData(lightning.LightningDataModule):
     train_labels: Tensor
     test_labels: Tensor
     val_labels: Tensor | None = None  # only of a source that has a validation set of its own
+    absent: str | None = None  # why there are no images, where a set was built from its declared facts alone
     train_index: Tensor
     val_index: Tensor
     test_index: Tensor

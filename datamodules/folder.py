@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from datamodules.albumentations_transforms import FileAugment
 from datamodules.base import ImageData
@@ -32,6 +33,8 @@ class Folder(ImageData):
         test_folder: name of the test part (ImageNet's public layout calls it ``val``).
         allow_missing_classes: accept validation and test parts that lack some classes.
         augment: what training does to the images; None means resize and central crop.
+        expect: ``{"classes": C, "train": N}`` of a well-known set. What is read must agree; and where there is no
+            ``root`` yet, everything but the images is built from these numbers, so that a recipe can be looked at.
         **common: the keys of ``ImageData``.
     """
 
@@ -48,6 +51,7 @@ class Folder(ImageData):
         test_folder: str = "test",
         allow_missing_classes: bool = False,
         augment: FileAugment | None = None,
+        expect: dict[str, int] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(
@@ -68,17 +72,44 @@ class Folder(ImageData):
         self.image_size = image_size
         self.resize_size, self.interpolation = checked_sizes(image_size, resize_size, interpolation)
         self.max_pixels, self.allow_missing_classes, self.augment = max_pixels, allow_missing_classes, augment
+        self.expect = checked_facts(expect)
 
     def read(self) -> None:
-        self.classes = class_names(self.root / "train")
+        try:
+            self.classes = class_names(self.root / "train")
+        except FileNotFoundError as error:
+            if self.expect is None or self.root.exists():
+                raise
+            self._stand_in(str(error))
+            return
         train, self.train_labels = scan(self.root / "train", self.classes)
+        self._check_facts()
         missing = self.allow_missing_classes
         test, self.test_labels = scan(self.root / self.test_folder, self.classes, missing)
         self.files = {"train": train, "test": test}
         if self.val_folder is not None and (self.root / self.val_folder).is_dir():
             self.files["val"], self.val_labels = scan(self.root / self.val_folder, self.classes, missing)
 
+    def _stand_in(self, reason: str) -> None:
+        """Sizes without images, from the declared facts."""
+        assert self.expect is not None
+        self.absent = f"{reason}; data.root=FOLDER says where the images are"
+        self.classes = tuple(f"class {label}" for label in range(self.expect["classes"]))
+        self.train_labels = torch.arange(self.expect["train"]) % len(self.classes)
+        self.test_labels = torch.empty(0, dtype=torch.int64)
+        self.files = {}
+
+    def _check_facts(self) -> None:
+        found = {"classes": len(self.classes), "train": len(self.train_labels)}
+        if self.expect is not None and found != self.expect:
+            raise ValueError(
+                f"{self.root} holds {found['train']} training images in {found['classes']} classes, and data.expect "
+                f"says {self.expect['train']} in {self.expect['classes']}; complete the folder, or set data.expect=null"
+            )
+
     def source(self, part: str) -> FileSource:
+        if self.absent:
+            raise FileNotFoundError(self.absent)
         own = part if part in self.files else "train"
         labels = {"train": self.train_labels, "val": self.val_labels, "test": self.test_labels}[own]
         augment = self.augment if part == "train" else None
@@ -115,6 +146,13 @@ class Folder(ImageData):
 
     def test_picture(self, index: int) -> np.ndarray:
         return self.source("test").picture(index)
+
+
+def checked_facts(expect: dict[str, int] | None) -> dict[str, int] | None:
+    """The declared facts of a set; ValueError where they are incomplete or impossible."""
+    if expect is not None and (set(expect) != {"classes", "train"} or not 1 <= expect["classes"] <= expect["train"]):
+        raise ValueError(f"data.expect={expect} must be null or {{classes: C, train: N}} with 1 <= C <= N")
+    return expect
 
 
 def checked_sizes(image_size: int, resize_size: int | None, interpolation: Any) -> tuple[int, Any]:

@@ -18,6 +18,7 @@ from recipes.checkpoint import load_checkpoint
 from recipes.compose import to_yaml
 from recipes.directory import create_directory, environment, peak_memory_mb, write_json, write_text
 from recipes.recorder import Recorder
+from recipes.validate import ConfigError
 
 
 class NeverActed(RuntimeError):
@@ -62,9 +63,11 @@ class Run:
             What stands in results.json.
 
         Raises:
-            ConfigError: the run directory exists.
+            ConfigError: the run directory exists, or the images are absent.
             NeverActed: a part had no effect; everything is written before this is raised.
         """
+        if self.data.absent:
+            raise ConfigError([self.data.absent])
         if getattr(rank_zero_only, "rank", 0) > 0:  # the first process writes and evaluates
             self._fit()
             return {}

@@ -234,3 +234,16 @@ def test_unlabelled(root: Path, tmp_path: Path) -> None:
     (tmp_path / "void").mkdir()
     with pytest.raises(FileNotFoundError, match="no image in .*void"):
         Unlabelled(data.preprocessing(), root=str(tmp_path / "void"))
+
+
+def test_declared_facts(root: Path) -> None:
+    """They must agree with what is read, and stand in for it where there is nothing."""
+    with pytest.raises(ValueError, match="holds 24 training images in 3 classes, and data.expect says 25 in 3"):
+        ready(root, expect={"classes": 3, "train": 25})
+    assert ready(root, expect={"classes": 3, "train": 24}).absent is None
+    with pytest.raises(ValueError, match="must be null or"):
+        ready(root, expect={"classes": 3})
+    data = ready(root / "elsewhere", expect={"classes": 3, "train": 24}, batch_size=4)
+    assert (data.num_classes, data.num_train, data.steps_per_epoch) == (3, 24, 5)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*elsewhere/train.*data\.root=FOLDER"):
+        data.train_dataloader()

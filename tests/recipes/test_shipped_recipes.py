@@ -9,6 +9,7 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 
 import recipes
+from recipes.validate import ConfigError
 
 SMALL = [
     "backbone.kwargs.channels=[4,8]",
@@ -134,3 +135,14 @@ def test_recipes_for_absent_data_build_on_a_stand_in(recipe, tmp_path):
     assert run.data.num_classes == 3 and part.window.first < run.config["trainer"]["max_epochs"]
     batch = next(iter(run.data.train_dataloader()))
     assert run.task.network.eval()(batch.image).logits.shape == (4, 3)
+
+
+def test_imagenet_builds_without_its_images(tmp_path):
+    """From the declared facts: sizes and schedule are those of ImageNet; running says where images go."""
+    words = [f"data.root={tmp_path}/absent", "trainer.accelerator=cpu"]
+    run = recipes.build("imagenet_saf", [*words, "regularizer=saf", "regularizer.saf.weight=0"])  # no 5 GB store here
+    assert (run.data.num_classes, run.data.num_train) == (1000, 1281167)
+    assert run.data.steps_per_epoch == 1281167 * 98 // 100 // 1024
+    with pytest.raises(ConfigError, match=r"no folder .*absent/train.*data\.root=FOLDER"):
+        run.run()
+    assert not (tmp_path / "runs").exists()
