@@ -2,54 +2,80 @@
 
 from __future__ import annotations
 
-import os
+import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
+from recipes.checkpoint_read import FORMAT_VERSION, read_checkpoint
+from recipes.checkpoint_store import CheckpointStore, previous_of
+from recipes.sidecar import sidecar, state_of
 
-FORMAT_VERSION = 1
+__all__ = ["FORMAT_VERSION", "CheckpointStore", "load_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write next to ``path``, flush to disk, then rename: the old file stays valid until the new one is."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save({"format_version": FORMAT_VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError | RuntimeError):  # torch turns a full disk into a RuntimeError
-            raise OSError(f"could not write {path}: {error}; an earlier checkpoint there is intact") from error
-        raise
+    """Write one checkpoint and return when it is on disk; see ``CheckpointStore``.
+
+    Args:
+        path: ``NAME.ckpt``; a file there becomes ``NAME.previous.ckpt``.
+        content: tensors and plain values.
+
+    Raises:
+        ValueError: a name without ``.ckpt``.
+        TypeError: something in ``content`` is neither a tensor nor a plain value; nothing was written.
+        OSError: the write failed; the file that was there is intact.
+    """
+    if path.suffix != ".ckpt":
+        raise ValueError(f"{path} must end in .ckpt")
+    store = CheckpointStore(path.parent)
+    store.save(path.stem, content)
+    store.wait()
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint; nothing in the file is executed.
 
+    Args:
+        path: a file, or a run directory: then ``checkpoints/best.ckpt``, and where that is damaged the generation
+            before it, with a warning. A file with a ``.sha256`` beside it must match.
+
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not one of our checkpoints, cut short, or of a newer format.
+        ValueError: not one of our checkpoints, damaged, or of a newer format.
     """
     path = Path(path)
-    if path.is_dir() and (path / "checkpoints").is_dir():
-        path = path / "checkpoints" / "best.ckpt"
+    if not path.is_dir() or not (path / "checkpoints").is_dir():
+        return _load_file(path)
+    best = path / "checkpoints" / "best.ckpt"
+    try:
+        return _load_file(best)
+    except (FileNotFoundError, ValueError) as error:
+        previous = previous_of(best)
+        if not _intact(previous):
+            raise
+        content = read_checkpoint(previous)
+        warnings.warn(f"{previous} is read, the best checkpoint before the last one: {error}", stacklevel=2)
+        return content
+
+
+def _load_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no checkpoint {path}; give a file such as runs/RECIPE/NAME/checkpoints/best.ckpt, or a run's "
             "directory"
         )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make the safe reader raise nearly anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a checkpoint of this library ({reason})") from error
-    if not isinstance(content, dict) or "format_version" not in content:
-        raise ValueError(f"{path} is no checkpoint of this library; weights of others go to backbone.pretrained=FILE")
-    version = content["format_version"]
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ValueError(f"{path} has format {version!r}, this one reads up to {FORMAT_VERSION}; update the library")
-    return content
+    state = state_of(path)
+    if state == "damaged":
+        raise ValueError(f"{path} is damaged: its bytes do not match {sidecar(path).name}; {_advice(path)}")
+    return read_checkpoint(path, check_sums=state == "unknown")
+
+
+def _advice(path: Path) -> str:
+    """The other generation of a damaged file, where it can be used."""
+    other = path.with_name(path.name.replace(".previous.ckpt", ".ckpt"))
+    other = previous_of(path) if other == path else other
+    return f"{other} beside it is intact" if _intact(other) else "no other generation beside it is intact"
+
+
+def _intact(path: Path) -> bool:
+    return path.is_file() and state_of(path) == "intact"
