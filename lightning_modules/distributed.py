@@ -1,6 +1,8 @@
-"""Rows of all processes, for state that must be the same everywhere."""
+"""What all processes have: rows, sums, plain data."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -27,3 +29,12 @@ def total_over_processes(values: Tensor) -> Tensor:
     total = values.clone()
     distributed.all_reduce(total)
     return total
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The plain data of all processes in the order of ranks; one entry with one process. For rare events only."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values

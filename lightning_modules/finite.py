@@ -1,12 +1,13 @@
-"""The finite check: nothing that is not a number reaches the weights."""
+"""The finite check: whether an update may happen, in one host read."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from lightning_modules.step import StepResult
 
@@ -15,41 +16,50 @@ class NonFiniteError(RuntimeError):
     """A loss term or the gradient norm is NaN or infinite; raised before the update."""
 
 
-def check_finite(result: StepResult, gradient_norms: Sequence[Tensor], epoch: int, update: int) -> None:
-    """Raise before the update when a term or a gradient norm is not finite.
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What all processes agree on before an update.
 
-    One host read: all scalars are summed on the device, and only a failure reads more.
+    Attributes:
+        ok: terms and gradient norm are finite in every process.
+        stop: some process was asked to stop.
+        rank: first process whose own terms are not finite; None with one process, or where only the gradient is not.
+    """
+
+    ok: bool
+    stop: bool = False
+    rank: int | None = None
+
+
+def check_finite(result: StepResult, gradient_norms: Sequence[Tensor], stop: bool = False) -> Verdict:
+    """Whether the update may happen; the one host read of a step.
+
+    With several processes one small maximum over them makes the decision the same everywhere, and carries a request to
+    stop with it.
 
     Args:
         result: of the step.
         gradient_norms: scalars, of single tensors or of the whole gradient.
-        epoch: 0-based, for the message.
-        update: 0-based, for the message.
-
-    Raises:
-        NonFiniteError: naming term, step and the sample indices whose own loss is not finite.
+        stop: whether this process was asked to stop.
     """
-    values = [*result.terms.values(), *gradient_norms]
-    if math.isfinite(torch.stack(values).sum().item()):
-        return
-    names = [name for name, value in result.terms.items() if not math.isfinite(value.item())]
-    if not names and all(math.isfinite(norm.item()) for norm in gradient_norms):
-        return  # finite numbers whose sum is not
-    what = f"term {', '.join(names)}" if names else "gradient norm"
-    raise NonFiniteError(
-        f"the {what} is not finite in epoch {epoch}, update {update}; the weights are those before this update. "
-        f"{_samples(result)}Lower optimizer.lr, clip with task.clip_norm=1.0, or look at these images"
-    )
+    terms, norms = list(result.terms.values()), list(gradient_norms)
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        return _agree(terms, norms, stop)
+    values = torch.stack(terms + norms)
+    # A sum is one kernel; finite numbers may have one that is not.
+    ok = math.isfinite(values.sum().item()) or bool(values.isfinite().all())
+    return Verdict(ok, stop)
 
 
-def _samples(result: StepResult) -> str:
-    """Indices (positions in the training set) of samples with a non-finite loss of their own."""
-    found: list[int] = []
-    for batch, losses in zip(result.batches, result.losses, strict=True):
-        for loss in losses.values():
-            if loss.ndim == 1:
-                found += batch.index[~torch.isfinite(loss)].tolist()
-    if not found:
-        return ""
-    shown = ", ".join(str(i) for i in dict.fromkeys(found[:8]))
-    return f"Samples with such a loss: {shown}{', ...' if len(found) > 8 else ''} ({len(found)} in all). "
+def _agree(terms: list[Tensor], norms: list[Tensor], stop: bool) -> Verdict:
+    """The verdict over all processes: the largest of (whose terms are broken, gradient broken, stop)."""
+    world, rank = distributed.get_world_size(), distributed.get_rank()
+    flags = torch.zeros(3, dtype=torch.int32, device=terms[0].device)
+    flags[0] = ~torch.stack(terms).isfinite().all() * (world - rank)  # the largest is that of the first process
+    if norms:
+        flags[1] = ~torch.stack(norms).isfinite().all()
+    if stop:
+        flags[2].fill_(1)
+    distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+    first, gradient, stops = flags.tolist()
+    return Verdict(ok=not (first or gradient), stop=bool(stops), rank=world - first if first else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,11 +52,13 @@ class Meter:
             self._fold(name)
         return self._sums.copy()
 
-    def state(self) -> dict[str, float]:
-        """Plain values, for a checkpoint inside an epoch."""
-        return {name: total.item() for name, total in self._totals().items()}
+    def state(self) -> dict[str, Any]:
+        """Plain data for a checkpoint inside an epoch. Pending values stay apart: folded earlier, they would round
+        otherwise than in a run that was not interrupted."""
+        sums = {name: total.cpu() for name, total in self._sums.items()}
+        return {"sums": sums, "pending": {name: [v.cpu() for v in values] for name, values in self._pending.items()}}
 
-    def load(self, state: dict[str, float], device: torch.device) -> None:
+    def load(self, state: dict[str, Any], device: torch.device) -> None:
         """The inverse of ``state``."""
-        self._pending.clear()
-        self._sums = {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in state.items()}
+        self._sums = {name: total.to(device) for name, total in state["sums"].items()}
+        self._pending = {name: [v.to(device) for v in values] for name, values in state["pending"].items()}

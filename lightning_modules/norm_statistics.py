@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def norm_modules(module: nn.Module) -> list[nn.Module]:
+    """The norms inside that keep running statistics."""
+    return [norm for norm in module.modules() if getattr(norm, "running_mean", None) is not None]
 
 
 @contextmanager
 def norm_statistics_kept(network: nn.Module) -> Iterator[None]:
     """Whatever forwards happen inside, running means, variances and counters are put back afterwards."""
-    norms = [module for module in network.modules() if getattr(module, "running_mean", None) is not None]
+    norms = norm_modules(network)
     saved = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
     try:
         yield
@@ -21,3 +26,29 @@ def norm_statistics_kept(network: nn.Module) -> Iterator[None]:
             for norm, buffers in zip(norms, saved, strict=True):
                 for name, buffer in norm.named_buffers(recurse=False):
                     buffer.copy_(buffers[name])
+
+
+class BufferCopy:
+    """Tensors beside a second set of their size: ``save`` and ``restore`` are one fused copy for each dtype.
+
+    Args:
+        buffers: stay where they are; they must be written in place from here on.
+    """
+
+    def __init__(self, buffers: Iterable[Tensor]) -> None:
+        groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for buffer in buffers:
+            groups.setdefault((buffer.dtype, buffer.device), []).append(buffer)
+        self._pairs = [(live, [torch.empty_like(buffer) for buffer in live]) for live in groups.values()]
+
+    @torch.no_grad()
+    def save(self) -> None:
+        """Copy the present values."""
+        for live, kept in self._pairs:
+            torch._foreach_copy_(kept, live)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the values of the last ``save`` back."""
+        for live, kept in self._pairs:
+            torch._foreach_copy_(live, kept)

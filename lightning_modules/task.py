@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,20 +17,22 @@ from torch.optim import Optimizer
 
 from kernels.batch import Batch, Output, Step
 from lightning_modules.average import Average
-from lightning_modules.finite import check_finite
+from lightning_modules.distributed import total_over_processes
+from lightning_modules.finite_guard import FiniteGuard
 from lightning_modules.gradients.sum import sum_terms
 from lightning_modules.meters import Meter
 from lightning_modules.network import Network
+from lightning_modules.observer import Observer
 from lightning_modules.part import Context
 from lightning_modules.parts import Parts
+from lightning_modules.random_state import random_state
 from lightning_modules.step import StepResult, run_step
 
 
 class Task(LightningModule):
     """Trains a network with composed parts by manual optimization; a training step is exactly one update.
 
-    Those who want the row of metrics of each epoch are ``observers``: called with the task, in the first process, when
-    the epoch is over. (A Lightning callback would come too early for it, and cost a call at every hook of every step.)
+    ``observers`` are told of every update and every epoch (see ``observer.Observer``).
 
     A task says what is measured: ``measure_training``, ``measure_validation``, ``metrics`` and ``selection``.
 
@@ -44,6 +48,10 @@ class Task(LightningModule):
             weights; None for none. It warms up as ``1 - update ** (-2/3)`` until it reaches the decay.
         channels_last: memory format of the weights, which convolutions pass on; faster on most hardware.
         compile: run the network through ``torch.compile``; state_dict keys stay as they are.
+        nonfinite: what happens where a loss term or the gradient is NaN or infinite, always before the update:
+            ``raise`` ends the run, ``skip`` leaves the batch out, ``rollback`` goes back to the newest good checkpoint.
+        max_nonfinite: batches left out in a row, or rollbacks to the same checkpoint, after which the run ends all the
+            same; None for 3. Only with ``skip`` and ``rollback``.
     """
 
     def __init__(
@@ -59,6 +67,8 @@ class Task(LightningModule):
         ema_decay: float | None = None,
         channels_last: bool = False,
         compile: bool = False,
+        nonfinite: Literal["raise", "skip", "rollback"] = "raise",
+        max_nonfinite: int | None = None,
     ) -> None:
         super().__init__()
         _check(parts, micro_batches, clip_norm, ema_decay)
@@ -70,22 +80,29 @@ class Task(LightningModule):
         self.ema_decay, self.ema = ema_decay, Average(network) if ema_decay else None
         self.make_optimizer, self.make_schedule = make_optimizer, make_schedule
         self.micro_batches, self.clip_norm = micro_batches, clip_norm
+        self.guard = FiniteGuard(nonfinite, max_nonfinite)
+        self.restore_good: Callable[[], int | None] | None = None
+        self.failure_directory: Path | None = None
         self.update = 0
         self.train_meter, self.val_meter = Meter(), Meter()
         self.epoch_metrics: dict[str, float] = {}
         self._val_metrics: dict[str, float] = {}
         self.last_loss: Tensor | None = None
-        self.observers: list[Callable[[Task], None]] = []
+        self.observers: list[Observer] = []
         self.schedule: Scheduler
         self._trained: list[nn.Parameter] = []
-        self._term_names: set[str] = set()
+        self.term_names: set[str] = set()
         self._forward: Callable[..., Output] = torch.compile(network.__call__) if compile else network.__call__
         self._batch_norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         # The parts' state is kept equal by the parts themselves; broadcasting it every step would cost and mix counts.
         self._ddp_params_and_buffers_to_ignore = {f"parts.{name}" for name, _ in parts.named_buffers()}
         self._optimizer: Any = None
-        self._world, self._epoch = 1, 0
-        self._samples, self._epoch_start, self._train_seconds = 0, 0.0, 0.0
+        self._world, self.epoch, self.batches_done = 1, 0, 0
+        self.between_updates = True
+        self.stop_requested: Callable[[], bool] = lambda: False
+        self.stop_agreed = False
+        self.samples, self._epoch_start, self.train_seconds = 0, 0.0, 0.0
+        self.random_before_validation: dict[str, Any] | None = None
 
     @abstractmethod
     def measure_training(self, outputs: dict[str, Output], batch: Batch) -> dict[str, Tensor]:
@@ -114,6 +131,10 @@ class Task(LightningModule):
         self.schedule = self.make_schedule(optimizer, self.context.max_epochs * self.context.steps_per_epoch)
         return optimizer
 
+    def setup(self, stage: str) -> None:
+        for observer in self.observers:
+            observer.begin(self)
+
     def on_fit_start(self) -> None:
         if self.trainer.world_size > 1 and (self.parts.reweighting.needs_all_losses or not self.parts.loss.per_sample):
             raise ValueError(
@@ -125,20 +146,32 @@ class Task(LightningModule):
         # Read once instead of every step: these properties walk through the trainer. The optimizer itself, without
         # Lightning's wrapper: that counts steps, and the count here is ``self.update``; bf16 needs no scaling.
         self._optimizer, self._world = self.optimizers(use_pl_optimizer=False), self.trainer.world_size
+        self.guard.prepare(self.network, self.parts)
+        for observer in self.observers:
+            observer.train_begins(self)
+        self._epoch_start = time.monotonic() - self.train_seconds
 
     def on_train_epoch_start(self) -> None:
-        self._epoch, self._samples, self._epoch_start = self.current_epoch, 0, time.monotonic()
+        """Not called in an epoch that training resumes in the middle of."""
+        self.epoch, self.batches_done, self.samples = self.current_epoch, 0, 0
+        self.train_seconds, self._epoch_start = 0.0, time.monotonic()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self._train_seconds = time.monotonic() - self._epoch_start
+        self.train_seconds = time.monotonic() - self._epoch_start
+        self.batches_done, self.between_updates = batch_idx + 1, True
+        if self._world == 1:  # several agreed on it during the step
+            self.stop_agreed = self.stop_requested()
+        for observer in self.observers:
+            observer.update_done(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One update on one batch."""
+        self.between_updates = False
         self._check_batch(batch)
         optimizer, world = self._optimizer, self._world
         self.schedule.step_update(self.update)
         step = Step(
-            epoch=self._epoch,
+            epoch=self.epoch,
             update=self.update,
             seed=self.context.seed,
             network=self.network,
@@ -146,6 +179,7 @@ class Task(LightningModule):
             batch_size=len(batch) * world,
         )
         optimizer.zero_grad()
+        self.guard.before()
         result = run_step(
             self.parts,
             batch,
@@ -153,19 +187,25 @@ class Task(LightningModule):
             micro_batches=self.micro_batches,
             backward=lambda loss: self.manual_backward(loss * world if world > 1 else loss),
         )
-        check_finite(result, self._clip(), step.epoch, step.update)
+        norms = self._gradient_norms()
+        verdict = self.guard.check(result, norms, self.stop_requested())
+        self.stop_agreed = verdict.stop
+        if not verdict.ok:
+            self.guard.act(
+                verdict, result, step, self.parts, restore_good=self.restore_good, directory=self.failure_directory
+            )
+            self.update = step.update + 1  # schedule and position move on, also where a checkpoint was loaded
+            return
+        if self.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self._trained, self.clip_norm, norms[0])
         optimizer.step()
         self.update += 1
         self._commit(result, step)
 
-    def _clip(self) -> Sequence[Tensor]:
-        """The norm of each gradient; where clipping was asked for, that of the whole gradient, which is clipped."""
+    def _gradient_norms(self) -> Sequence[Tensor]:
+        """The norm of each gradient; where clipping was asked for, that of the whole gradient."""
         norms = torch._foreach_norm([p.grad for p in self._trained if p.grad is not None])
-        if self.clip_norm is None:
-            return norms
-        norm = torch.linalg.vector_norm(torch.stack(norms))
-        nn.utils.clip_grads_with_norm_(self._trained, self.clip_norm, norm)
-        return [norm]
+        return norms if self.clip_norm is None else [torch.linalg.vector_norm(torch.stack(norms))]
 
     def _check_batch(self, batch: Batch) -> None:
         """The one batch a network with batch norm cannot learn from."""
@@ -182,18 +222,36 @@ class Task(LightningModule):
         self.parts.commit(outputs, batch, step)
         if self.ema is not None and self.ema_decay is not None:
             self.ema.update(self.network, min(self.ema_decay, 1.0 - self.update ** (-2 / 3)))
-        self._samples += len(batch)
+        self.samples += len(batch)
         self.last_loss = sum_terms(result.terms)
-        self._term_names |= result.terms.keys()
+        self.term_names |= result.terms.keys()
         self.train_meter.add(result.terms | self.measure_training(outputs, batch))
 
+    def agree_on_stop(self) -> bool:
+        """Whether a stop was requested in any process; every process calls this together."""
+        self.stop_agreed = self.stop_requested()
+        if self._world > 1:
+            self.stop_agreed = bool(total_over_processes(torch.tensor(float(self.stop_agreed), device=self.device)))
+        return self.stop_agreed
+
+    @property
+    def validation_is_due(self) -> bool:
+        """Whether this epoch ends with a validation."""
+        every = self.trainer.check_val_every_n_epoch or 1
+        return (self.epoch + 1) % every == 0 and self.trainer.enable_validation
+
     def on_validation_start(self) -> None:
+        self.random_before_validation = random_state(self.device)
+        self.val_meter = Meter()
         self.evaluated_network.eval()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.val_meter.add(self.measure_validation(self.evaluated_network, batch))
+        for observer in self.observers:
+            observer.validating(self)
 
     def on_validation_epoch_end(self) -> None:
+        self.random_before_validation = None
         sums = self.val_meter.read(self._sum_over_processes)
         values = self.metrics(sums, sums.pop("samples"))
         self._val_metrics = {f"val/{name}": value for name, value in values.items()}
@@ -205,24 +263,25 @@ class Task(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Turn the sums of the epoch into one row of metrics."""
-        samples = self._samples * self.trainer.world_size
+        samples = self.samples * self.trainer.world_size
         sums = self.train_meter.read(self._sum_over_processes)
-        terms = {name: sums.pop(name) / self.context.steps_per_epoch for name in list(sums) if name in self._term_names}
-        measured = {"loss": sum(terms.values()), **self.metrics(sums, samples), **terms}
+        updates = self.context.steps_per_epoch - self.guard.lost_in_epoch
+        terms = {name: sums.pop(name) / updates for name in list(sums) if name in self.term_names}
+        measured = {"loss": sum(terms.values()) if updates else math.nan, **self.metrics(sums, samples), **terms}
         self.epoch_metrics = {
             "epoch": self.current_epoch,
             "update": self.update,
-            "seconds": self._train_seconds,
-            "images_per_second": samples / max(self._train_seconds, 1e-9),
+            "seconds": self.train_seconds,
+            "images_per_second": samples / max(self.train_seconds, 1e-9),
             "lr": max(group["lr"] for group in self.optimizers().param_groups),  # type: ignore[union-attr]
             **{f"train/{name}": value for name, value in measured.items()},
             **self._val_metrics,
             **self.parts.end_epoch(),
+            **self.guard.end_epoch(),
         }
         self._val_metrics = {}  # an epoch without validation has no metrics of an earlier one
-        if self.trainer.is_global_zero:
-            for observe in self.observers:
-                observe(self)
+        for observer in self.observers:
+            observer.epoch_done(self)
 
 
 def _check(parts: Parts, micro_batches: int, clip_norm: float | None, ema_decay: float | None) -> None:

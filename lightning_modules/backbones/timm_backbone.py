@@ -18,6 +18,7 @@ _RESERVED = {
     "in_chans": "use in_channels",
     "pretrained": "use the key pretrained beside kwargs",
     "checkpoint_path": "use pretrained: PATH",
+    "cache_dir": "timm's weights go to the cache of its hub; set HF_HOME to move it",
     "pretrained_cfg": "use mean and std",
     "pretrained_cfg_overlay": "use mean and std",
     "features_only": "the network needs pooled features; ask for maps with want_maps",

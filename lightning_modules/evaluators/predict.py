@@ -12,7 +12,7 @@ from lightning_modules.evaluators.result import Evaluation
 from lightning_modules.network import Network
 from lightning_modules.precision import at_least_float32
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # spreadsheets read the wide ones, too
 
 
 class Predict(Evaluator):
@@ -64,5 +64,6 @@ class Predict(Evaluator):
 
 
 def _safe(text: str) -> str:
-    """A cell that no spreadsheet reads as a formula."""
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+    """A cell that no spreadsheet reads as a formula, on one line: a quote before it, an escape for every control."""
+    visible = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return f"'{visible}" if visible.lstrip().startswith(FORMULA_STARTS) else visible

@@ -5,43 +5,52 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kernels.batch import Step
 from lightning_modules.distributed import total_over_processes
 
 
 class Activity(nn.Module):
-    """Sums over samples and updates, kept where the term is computed.
+    """Sums over samples and updates: counted where the term is computed, added up when the update has happened.
 
-    ``epoch_sums`` holds (term, samples with a term, samples seen, pending term of this update); ``run_sums`` holds
-    (updates committed, updates with a non-zero term, first epoch with one or -1). All persistent, so that a resumed
-    run reports what the uninterrupted one would.
+    ``epoch_sums`` holds (term, samples with a term, samples seen); ``run_sums`` holds (updates committed, updates with
+    a non-zero term, first epoch with one or -1). Both persistent, so that a resumed run reports what the uninterrupted
+    one would. What an update without commit counted is forgotten.
     """
+
+    differs_between_processes = True  # each counts its own samples; ``read`` adds them up
 
     epoch_sums: Tensor
     run_sums: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("epoch_sums", torch.zeros(4, dtype=torch.float64))
+        self.register_buffer("epoch_sums", torch.zeros(3, dtype=torch.float64))
         self.register_buffer("run_sums", torch.tensor([0, 0, -1], dtype=torch.int64))
+        self._update, self._pending = -1, torch.zeros(0)  # sums of this one update; nothing that is saved
 
-    def count(self, term_B: Tensor, present_B: Tensor | None = None) -> None:
+    def count(self, step: Step, term_B: Tensor, present_B: Tensor | None = None) -> None:
         """Add one micro-batch: the unweighted term of each sample and which samples have one (all by default)."""
         total = term_B.sum(dtype=torch.float64)
-        seen = float(term_B.shape[0])
-        present = torch.full_like(total, seen) if present_B is None else present_B.sum(dtype=torch.float64)
-        self.epoch_sums += torch.stack([total, present, torch.full_like(total, seen), total.abs()])
+        seen = torch.full_like(total, float(term_B.shape[0]))
+        present = seen if present_B is None else present_B.sum(dtype=torch.float64)
+        sums = torch.stack([total, present, seen, total.abs()])
+        self._pending = self._pending + sums if self._update == step.update else sums
+        self._update = step.update
 
-    def commit(self, epoch: int) -> None:
-        """Close an update: did the term differ from zero in it?"""
-        nonzero = (self.epoch_sums[3] > 0).to(torch.int64)
+    def commit(self, step: Step) -> None:
+        """Close an update: add its sums; did the term differ from zero in it?"""
         updates, active, first = self.run_sums.unbind()
-        first = torch.where((first < 0) & (nonzero > 0), torch.full_like(first, epoch), first)
-        self.run_sums.copy_(torch.stack([updates + 1, active + nonzero, first]))
-        self.epoch_sums[3] = 0
+        if self._update == step.update:
+            self.epoch_sums += self._pending[:3]
+            nonzero = (self._pending[3] > 0).to(torch.int64)
+            first = torch.where((first < 0) & (nonzero > 0), torch.full_like(first, step.epoch), first)
+            active = active + nonzero
+        self.run_sums.copy_(torch.stack([updates + 1, active, first]))
+        self._update = -1
 
     def read(self, mean_name: str, share_name: str) -> dict[str, float]:
         """The epoch's mean term over the samples of all processes that had one, and their share; resets the epoch."""
-        total, present, seen, _ = total_over_processes(self.epoch_sums).tolist()
+        total, present, seen = total_over_processes(self.epoch_sums).tolist()
         self.epoch_sums.zero_()
         return {mean_name: total / present if present else 0.0, share_name: present / seen if seen else 0.0}
 

@@ -77,13 +77,13 @@ class MESA(Regularizer):
         with torch.no_grad():
             past_BC = self.average(batch.image).class_scores
         kl_B = trajectory_kl(outputs["main"].class_scores, past_BC, self.temperature, scale=self.scale_tau2)
-        self.activity.count(kl_B.detach())
+        self.activity.count(step, kl_B.detach())
         return self.weight * kl_B
 
     def commit(self, outputs: dict[str, Output], batch: Batch, step: Step) -> None:
         """Move the average towards the updated network."""
         if self.average is not None:
-            self.activity.commit(step.epoch)
+            self.activity.commit(step)
             self.average.update(step.network, self.decay)
 
     def end_epoch(self) -> dict[str, float]:

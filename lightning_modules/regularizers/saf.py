@@ -109,14 +109,14 @@ class SAF(Regularizer):
         past_BC, fresh_B = self.past(batch.index, step.epoch)
         kl_B = trajectory_kl(logits_BC, past_BC, self.temperature, scale=self.scale_tau2)
         kl_B = kl_B.masked_fill(~fresh_B, 0.0)
-        self.activity.count(kl_B.detach(), fresh_B)
+        self.activity.count(step, kl_B.detach(), fresh_B)
         return self.weight * kl_B
 
     def commit(self, outputs: dict[str, Output], batch: Batch, step: Step) -> None:
         """Record this visit's logits in the slot that was just read."""
         if self.weight == 0:
             return
-        self.activity.commit(step.epoch)
+        self.activity.commit(step)
         slot = step.epoch % self.lag
         logits_BC = outputs["main"].class_scores.clamp(-FLOAT16_MAX, FLOAT16_MAX).to(torch.float16)
         index_B, logits_BC = gather(batch.index), gather(logits_BC)

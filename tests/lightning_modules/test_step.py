@@ -5,7 +5,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from kernels.batch import Output
-from lightning_modules.finite import NonFiniteError, check_finite
 from lightning_modules.gradients.base import Gradient
 from lightning_modules.gradients.sum import sum_terms
 from lightning_modules.losses.cross_entropy import CrossEntropy
@@ -185,21 +184,6 @@ def test_coefficients_of_all_losses_are_exact_under_micro_batches(
 class Broken(Regularizer):
     def forward(self, outputs, batch, step):
         return outputs["main"].logits.sum(1) * torch.where(batch.index == 5, float("nan"), 0.0)
-
-
-def test_a_term_that_is_not_finite_is_named_with_its_step(network, batch, make_step):
-    result = run_step(Parts(CrossEntropy(), {"broken": Broken()}), batch, make_step(network))
-    with pytest.raises(NonFiniteError, match="the term broken is not finite in epoch 2, update 17"):
-        check_finite(result, [], epoch=2, update=17)
-    good = run_step(Parts(CrossEntropy()), batch, make_step(network))
-    check_finite(good, [torch.tensor(1.0)], 0, 0)
-    check_finite(good, [torch.tensor(3e38)] * 2, 0, 0)
-    with pytest.raises(NonFiniteError, match="the gradient norm is not finite"):
-        check_finite(good, [torch.tensor(1.0), torch.tensor(float("inf"))], 0, 0)
-    batch.image[3] = float("nan")
-    result = run_step(Parts(CrossEntropy()), batch, make_step(network))
-    with pytest.raises(NonFiniteError, match=r"cross_entropy .*Samples with such a loss: 3 \(1 in all\)"):
-        check_finite(result, [], 0, 0)
 
 
 def test_names_that_collide_or_do_not_exist(network, batch, make_step):
