@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from datamodules.augment import BatchAugment
 from datamodules.base import ImageData
+from datamodules.manifest import Parts, entry, names_entry
 from datamodules.order import Keys
 from kernels.augment import to_float
 from kernels.batch import Batch
@@ -103,13 +104,12 @@ class ArrayData(ImageData):
             cache[stored, self.device] = images.to(self.device)
         return cache[stored, self.device]
 
-    def content_digest(self) -> str:
-        digest = hashlib.sha256("\0".join(self.classes).encode())
-        for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
-            digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
-            for block in tensor.split(4096):  # the training images are a view with gaps; copy a little at a time
-                digest.update(memoryview(block.contiguous().numpy()).cast("B"))
-        return digest.hexdigest()
+    def fingerprint(self) -> Parts:
+        return {
+            "classes": names_entry(self.classes),
+            "train": entry(len(self.train_labels), _content(self.train_images, self.train_labels)),
+            "test": entry(len(self.test_labels), _content(self.test_images, self.test_labels)),
+        }
 
     def preprocessing(self) -> dict[str, Any]:
         return {
@@ -122,6 +122,14 @@ class ArrayData(ImageData):
 
     def test_picture(self, index: int) -> np.ndarray:
         return self.test_images[index].permute(1, 2, 0).contiguous().numpy()
+
+
+def _content(*tensors: Tensor) -> Iterator[bytes | memoryview]:
+    """Shapes, types and bytes of tensors."""
+    for tensor in tensors:
+        yield repr((tuple(tensor.shape), tensor.dtype)).encode()
+        for block in tensor.split(4096):  # the training images are a view with gaps; copy a little at a time
+            yield memoryview(block.contiguous().numpy()).cast("B")
 
 
 def check_images(images: Tensor, labels: Tensor, part: str, size: tuple[int, int] | None) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.loader import Loader, make_loader
+from datamodules.manifest import Parts, combined
 from datamodules.order import ShuffledOrder, StoredOrder
 from datamodules.split import hold_out, index_digest, limit
 from kernels.batch import Batch
@@ -30,6 +31,7 @@ class ImageData(lightning.LightningDataModule):
         limit_train: train on so many samples only (stratified); their ``index`` stays that in the full set.
         limit_test: test on so many samples only (stratified).
         drop_last: leave out an incomplete last training batch.
+        worker_timeout_s: seconds after which a loader process that delivers no batch ends the run.
 
     Attributes (after ``setup``):
         classes: names, in the order of the labels.
@@ -65,19 +67,21 @@ class ImageData(lightning.LightningDataModule):
         limit_train: int | None = None,
         limit_test: int | None = None,
         drop_last: bool = True,
+        worker_timeout_s: int = 600,
     ) -> None:
         super().__init__()
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
             ("num_workers", num_workers, 0),
+            ("worker_timeout_s", worker_timeout_s, 1),
         ):
             if value < least:
                 raise ValueError(f"data.{name} must be at least {least}, got {value}")
         self.seed, self.split_seed = seed, split_seed
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.val_fraction, self.limit_train, self.limit_test = val_fraction, limit_train, limit_test
-        self.drop_last = drop_last
+        self.drop_last, self.worker_timeout_s = drop_last, worker_timeout_s
         self.device = torch.device("cpu")
         self._ready = False
 
@@ -93,9 +97,13 @@ class ImageData(lightning.LightningDataModule):
         """
         raise NotImplementedError(f"{type(self).__name__} must define source(part)")
 
-    def content_digest(self) -> str:
-        """sha256 that changes when images or labels of any part change."""
-        raise NotImplementedError(f"{type(self).__name__} must define content_digest()")
+    def fingerprint(self) -> Parts:
+        """Count and sha256 of class names and of each part; they change when images, labels or names do."""
+        raise NotImplementedError(f"{type(self).__name__} must define fingerprint()")
+
+    def unreadable(self) -> dict[str, dict[str, Any]]:
+        """Files of each part that were passed over because they cannot be read, as plain data."""
+        return {}
 
     def preprocessing(self) -> dict[str, Any]:
         """How evaluation images are made, as plain data: all that is needed to feed the network elsewhere."""
@@ -139,9 +147,16 @@ class ImageData(lightning.LightningDataModule):
     @property
     def manifest(self) -> str:
         """sha256 over data, labels and class names; a resumed run compares it."""
-        if not hasattr(self, "_manifest"):
-            self._manifest = self.content_digest()
-        return self._manifest
+        return combined(self.manifest_parts())
+
+    def manifest_parts(self) -> Parts:
+        """What ``manifest`` is made of, as plain data: count and sha256 of ``classes`` and of each part.
+
+        ``datamodules.manifest.manifest_difference`` says in words where two of them differ.
+        """
+        if not hasattr(self, "_manifest_parts"):
+            self._manifest_parts = self.fingerprint()
+        return self._manifest_parts
 
     def split_record(self) -> dict[str, Any]:
         """Seed, sizes and fingerprints of the parts, as plain data."""
@@ -179,7 +194,13 @@ class ImageData(lightning.LightningDataModule):
         return self._loader("train_eval", StoredOrder(self.train_index, self.eval_batch_size))
 
     def _loader(self, part: str, order: ShuffledOrder | StoredOrder) -> Loader:
-        return make_loader(self.source(part), order, self.num_workers, persistent_workers=part == "train")
+        return make_loader(
+            self.source(part),
+            order,
+            self.num_workers,
+            persistent_workers=part == "train",
+            timeout_s=self.worker_timeout_s,
+        )
 
 
 def check_labels(labels: Tensor, classes: Sequence[str], part: str) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 89_478_485  # Pillow's own warning limit, 256 MiB of RGB
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -25,26 +25,57 @@ def read_rgb(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Imag
     colour spaces: Pillow's conversion (colour profiles are not applied).
 
     Args:
-        path: a JPEG, PNG, WebP or BMP file.
+        path: a JPEG, PNG, WebP, BMP, GIF or single-page TIFF file, recognized by its content.
         max_pixels: refuse larger images, by the size in their header, before anything is allocated.
 
     Raises:
-        ValueError: too large, or a mode that has no range to map to bytes (float).
+        ValueError: too large, several pages, or a mode that has no range to map to bytes (float).
         OSError: another format, truncated, unreadable (and whatever else Pillow's decoders raise for damage).
     """
     from PIL import Image, ImageOps
 
-    with warnings.catch_warnings():
+    with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+        _check_pixels(*_webp_canvas(file.read(30)), max_pixels)
+        file.seek(0)
         try:
-            image = Image.open(path, formats=FORMATS)
+            image = Image.open(file, formats=FORMATS)
         except Image.DecompressionBombError as error:
             raise ValueError(f"{error}; data.max_pixels is {max_pixels}") from error
-    with image:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ValueError(f"{width}x{height} are more than data.max_pixels={max_pixels} pixels")
-        return _to_rgb(ImageOps.exif_transpose(image))
+        with image:
+            _check_pixels(*image.size, max_pixels)
+            if image.format == "TIFF":
+                _check_tiff(image, max_pixels)
+            return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ValueError(f"{width}x{height} are more than data.max_pixels={max_pixels} pixels")
+
+
+def _webp_canvas(header: bytes) -> tuple[int, int]:
+    """Width and height that the first 30 bytes of a WebP file state; (0, 0) for any other file.
+
+    Pillow makes WebP's decoder, with its canvas, when it opens the file, which is before it tells the size.
+    """
+    if len(header) < 30 or header[:4] != b"RIFF" or header[8:12] != b"WEBP":
+        return 0, 0
+    kind = header[12:16]
+    if kind == b"VP8X":  # extended: two 24-bit numbers, less one
+        return int.from_bytes(header[24:27], "little") + 1, int.from_bytes(header[27:30], "little") + 1
+    if kind == b"VP8L":  # lossless: two 14-bit numbers, less one
+        word = int.from_bytes(header[21:25], "little")
+        return (word & 0x3FFF) + 1, (word >> 14 & 0x3FFF) + 1
+    return int.from_bytes(header[26:28], "little") & 0x3FFF, int.from_bytes(header[28:30], "little") & 0x3FFF
+
+
+def _check_tiff(image: Any, max_pixels: int) -> None:
+    """Refuse what the size of a TIFF does not tell: further pages, and tiles larger than the image."""
+    if image.is_animated:
+        raise ValueError("it is a TIFF of several pages; save the page that is meant as a file of its own")
+    width, length = (image.tag_v2.get(tag, 0) for tag in (322, 323))  # TileWidth, TileLength
+    _check_pixels(width, length, max_pixels)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

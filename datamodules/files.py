@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,28 +9,12 @@ from torch.utils.data import Dataset
 
 from datamodules.albumentations_transforms import FileAugment
 from datamodules.decode import Interpolation, read_rgb, resize_and_crop
+from datamodules.file_list import FileList
 from datamodules.order import Keys
+from datamodules.unreadable import Tally, UnreadableImage, substitute
 from kernels.augment import to_float
 from kernels.batch import Batch
 from kernels.counter_rng import bits
-
-
-class FileList:
-    """Relative paths below a folder, in one block of memory that loader processes share."""
-
-    def __init__(self, folder: Path, names: list[str]) -> None:
-        self.folder = folder
-        self._names = np.array([os.fsencode(name) for name in names], dtype=bytes)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, index: int) -> Path:
-        return self.folder / self.name(index)
-
-    def name(self, index: int) -> str:
-        """The path below the folder."""
-        return os.fsdecode(bytes(self._names[index]))
 
 
 class FileSource(Dataset[Batch]):
@@ -48,6 +29,8 @@ class FileSource(Dataset[Batch]):
         max_pixels: refuse larger images.
         augment: what training does in place of resize and central crop.
         seed: the run's seed.
+        tally: pass over files that cannot be read and count them here; None raises.
+        choices: ``[M]`` positions that may stand in for a file that is passed over; None leaves it out of its batch.
     """
 
     def __init__(
@@ -60,37 +43,80 @@ class FileSource(Dataset[Batch]):
         max_pixels: int,
         augment: FileAugment | None = None,
         seed: int = 0,
+        tally: Tally | None = None,
+        choices: Tensor | None = None,
     ) -> None:
         self.files, self.labels, self.image_size, self.resize_size = files, labels, image_size, resize_size
         self.interpolation, self.max_pixels, self.augment, self.seed = interpolation, max_pixels, augment, seed
+        self.tally, self.choices = tally, choices
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitems__(self, keys: Keys) -> Batch:
-        """The batch of these keys."""
+        """The batch of these keys; index and label are those of the samples it holds."""
         index, view = (torch.from_numpy(column).clone() for column in (keys.index, keys.view))  # the sampler owns them
-        if self.augment is None:
-            pictures = [self.picture(position) for position in index.tolist()]
-        else:
-            words = bits(self.seed, keys.epoch, index, view, FileAugment.streams)
-            seeds = (words & (2**63 - 1)).T.tolist()  # seeds must not be negative
-            pictures = [self.picture(position, tuple(own)) for position, own in zip(index.tolist(), seeds, strict=True)]
-        images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+        pictures = self._pictures(index, view, keys.epoch)
+        if any(picture is None for picture in pictures):
+            pictures, index, view = self._without_gaps(pictures, index, view, keys.epoch)
+        images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()  # type: ignore[arg-type]
         return Batch(to_float(images), self.labels[index], index, view)
 
     def picture(self, position: int, seeds: tuple[int, ...] | None = None) -> np.ndarray:
         """One image as it goes into a batch, ``[H, W, 3]`` uint8; augmented where there are seeds.
 
         Raises:
-            ValueError: naming file and index, whatever was wrong with the file.
+            UnreadableImage: naming file and index, whatever was wrong with the file.
         """
         try:
             image = read_rgb(self.files[position], self.max_pixels)
+        except MemoryError:  # no fault of the file
+            raise
         except Exception as error:  # decoders of damaged files raise nearly anything
-            raise ValueError(
+            raise UnreadableImage(
                 f"cannot read image {self.files[position]} (index {position}): {error}; replace the file or remove it"
             ) from error
         if self.augment is not None and seeds is not None:
             return self.augment(np.array(image), seeds, self.image_size)
         return resize_and_crop(image, self.resize_size, self.image_size, self.interpolation)
+
+    def _pictures(self, index_B: Tensor, view_B: Tensor, epoch: int) -> list[np.ndarray | None]:
+        """The image of each key; None where the file cannot be read and is passed over."""
+        positions = index_B.tolist()
+        if self.augment is None:
+            return [self._attempt(position, None) for position in positions]
+        words = bits(self.seed, epoch, index_B, view_B, FileAugment.streams)
+        seeds = (words & (2**63 - 1)).T.tolist()  # seeds must not be negative
+        return [self._attempt(position, tuple(own)) for position, own in zip(positions, seeds, strict=True)]
+
+    def _attempt(self, position: int, seeds: tuple[int, ...] | None) -> np.ndarray | None:
+        try:
+            return self.picture(position, seeds)
+        except UnreadableImage as error:
+            if self.tally is None:
+                raise
+            self.tally.mark(position, error)
+            return None
+
+    def _without_gaps(
+        self, pictures: list[np.ndarray | None], index_B: Tensor, view_B: Tensor, epoch: int
+    ) -> tuple[list[np.ndarray | None], Tensor, Tensor]:
+        """Pictures, indices and views after every gap was filled by a substitute, or left out without ``choices``."""
+        gaps = [row for row, picture in enumerate(pictures) if picture is None]
+        if self.choices is None:
+            rows = [row for row, picture in enumerate(pictures) if picture is not None]
+            if not rows:
+                raise UnreadableImage(
+                    f"none of the {len(pictures)} images of an evaluation batch can be read, the first is "
+                    f"{self.files[int(index_B[0])]}; replace the files or remove them"
+                )
+            return [pictures[row] for row in rows], index_B[rows], view_B[rows]
+        for row in gaps:
+            index_B[row], pictures[row] = self._another(int(index_B[row]), view_B[row : row + 1], epoch, self.choices)
+        return pictures, index_B, view_B
+
+    def _another(self, position: int, view: Tensor, epoch: int, choices: Tensor) -> tuple[int, np.ndarray]:
+        def read(other: int) -> np.ndarray | None:
+            return self._pictures(torch.tensor([other]), view, epoch)[0]
+
+        return substitute(read, position, choices, self.seed, epoch)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datamodules.decode import SUFFIXES
-from datamodules.files import FileList
+from datamodules.file_list import FileList
 
 
 def class_names(folder: Path) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from datamodules.arrays import ArrayData
+from datamodules.decode import read_rgb
 
 FOLDER = Path(__file__).parent / "grocery_mini"
 
@@ -26,11 +27,9 @@ class Grocery(ArrayData):
     """
 
     def arrays(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]]:
-        from PIL import Image
-
         facts = json.loads((FOLDER / "grocery40.json").read_text(encoding="utf-8"))
         tile, columns, classes = facts["tile"], facts["columns"], facts["classes"]
-        mosaic = torch.from_numpy(np.array(Image.open(FOLDER / "grocery40_48.jpg", formats=["JPEG"]).convert("RGB")))
+        mosaic = torch.from_numpy(np.array(read_rgb(FOLDER / "grocery40_48.jpg")))
         tiles = mosaic.view(len(classes), tile, columns, tile, 3).permute(0, 2, 4, 1, 3)
 
         def part(columns: list[int]) -> tuple[Tensor, Tensor]:

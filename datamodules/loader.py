@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -10,8 +11,48 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.order import ShuffledOrder, StoredOrder
 from kernels.batch import Batch
 
-Loader = DataLoader[Batch]
 TIMEOUT_S = 600  # a batch that takes longer than this hangs
+
+
+class Loader(DataLoader[Batch]):
+    """A DataLoader whose loader processes, when they die or hang, say so in words that help."""
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        return self._explained(batches) if self.num_workers > 0 else batches
+
+    def _explained(self, batches: Any) -> Iterator[Batch]:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                # Now, and not when the traceback is collected: the queues are then gone before the processes, and
+                # each of them is waited for until a timeout of 5 s.
+                batches._shutdown_workers()
+                self._iterator = None
+                reason = _explanation(str(error), self.timeout) if isinstance(error, RuntimeError) else None
+                if reason is None:
+                    raise
+                raise RuntimeError(reason) from error
+            yield batch
+
+
+def _explanation(message: str, timeout_s: float) -> str | None:
+    """What torch's message about a loader process means; None for any other message."""
+    if "timed out after" in message:
+        return (
+            f"no loader process delivered a batch within data.worker_timeout_s={timeout_s:g} seconds; it hangs "
+            "(storage that does not answer?) or is too slow: raise the limit, use fewer data.num_workers, or "
+            "data.num_workers=0 to see where it stands"
+        )
+    if "exited unexpectedly" in message or "is killed by signal" in message:
+        return (
+            f"a loader process died ({message.strip().rstrip('.')}); it was killed from outside, most often for lack "
+            "of memory: use fewer data.num_workers, a smaller data.batch_size, or smaller images"
+        )
+    return None
 
 
 def make_loader(
@@ -19,6 +60,7 @@ def make_loader(
     order: ShuffledOrder | StoredOrder,
     num_workers: int,
     persistent_workers: bool = False,
+    timeout_s: int = TIMEOUT_S,
 ) -> Loader:
     """Batches of ``source`` in ``order``, the same ones for any number of workers.
 
@@ -30,10 +72,14 @@ def make_loader(
         order: yields the keys.
         num_workers: loader processes; 0 loads in this one.
         persistent_workers: keep the processes from one epoch to the next (ignored without any).
+        timeout_s: seconds to wait for a batch of a loader process.
+
+    Raises:
+        RuntimeError: while iterating, for a loader process that died or hangs. What a source raises comes through.
     """
     # Its own generator: a loader without one draws its workers' base seed from the global state, once for each
     # iterator, and a resumed run would then miss a draw.
-    return DataLoader(
+    return Loader(
         source,
         batch_sampler=cast(Any, order),  # typed for lists of single keys
         num_workers=num_workers,
@@ -41,7 +87,7 @@ def make_loader(
         generator=torch.Generator().manual_seed(0),
         pin_memory=num_workers > 0 and torch.cuda.is_available(),
         persistent_workers=persistent_workers and num_workers > 0,
-        timeout=TIMEOUT_S if num_workers > 0 else 0,
+        timeout=timeout_s if num_workers > 0 else 0,
     )
 
 

@@ -84,6 +84,10 @@ class ShuffledOrder(Sampler[Keys]):
         whole, rest = divmod(len(self.index), self.batch_size)
         return whole if self.drop_last or rest == 0 else whole + 1
 
+    def samples_of(self, batch: int) -> int:
+        """Samples of a batch of any epoch, over all ranks; only the last batch may have fewer than ``batch_size``."""
+        return min(self.batch_size, len(self.index) - batch * self.batch_size)
+
     def set_position(self, epoch: int, batches_done: int = 0) -> None:
         """Continue in ``epoch`` after ``batches_done`` batches; a whole epoch done means the next one begins."""
         if epoch < 0 or batches_done < 0:
@@ -98,7 +102,7 @@ class ShuffledOrder(Sampler[Keys]):
 
     def __iter__(self) -> Iterator[Keys]:
         rank, world = rank_and_world()
-        self._check_shares(world)
+        self.check_shares(world)
         epoch, start, batches = self.epoch, self.start, len(self)
         index, view = self.visits(epoch)
         for batch in range(start, batches):
@@ -108,7 +112,12 @@ class ShuffledOrder(Sampler[Keys]):
             a, b = share(first, min(first + self.batch_size, len(index)), rank, world)
             yield Keys(epoch, index[a:b], view[a:b])
 
-    def _check_shares(self, world: int) -> None:
+    def check_shares(self, world: int) -> None:
+        """Refuse a batch with fewer samples than ranks.
+
+        Raises:
+            ValueError: naming its size.
+        """
         rest = len(self.index) % self.batch_size
         smallest = rest if rest and not self.drop_last else self.batch_size
         if smallest < world:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from datamodules.decode import MAX_PIXELS, SUFFIXES
-from datamodules.files import FileList, FileSource
-from datamodules.folder import checked_sizes
+from datamodules.file_list import FileList
+from datamodules.files import FileSource
+from datamodules.image_files import checked_sizes
 from datamodules.loader import Loader, make_loader
 from datamodules.order import StoredOrder
 

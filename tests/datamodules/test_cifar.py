@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torchvision import datasets
 
 from datamodules.cifar import CIFAR10, CIFAR100, read_pickle
+from datamodules.download import file_sha256
 
 REAL = os.environ.get("DATA_ROOT", "")
 
@@ -84,9 +86,35 @@ def test_failed_download_is_the_same_error(tmp_path: Path, monkeypatch: pytest.M
     def offline(*args: Any, **keys: Any) -> None:
         raise OSError("Network is unreachable")
 
-    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", offline)
-    with pytest.raises(FileNotFoundError, match=r"(?s)failed: Network is unreachable.*data.root"):
+    monkeypatch.setattr("datamodules.cifar.download", offline)
+    with pytest.raises(FileNotFoundError, match=r"(?s)missing: data_batch_1.*Network is unreachable.*data.root"):
         cifar10(tmp_path, download=True)
+
+
+@pytest.mark.fault
+def test_archive_brought_by_hand(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An archive in ``root`` is checked and unpacked without a network; a wrong one is refused."""
+    place = tmp_path / "place"
+    place.mkdir()
+    with tarfile.open(place / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.add(root / "cifar-10-batches-py", "cifar-10-batches-py")
+    with pytest.raises(
+        FileNotFoundError, match=r"is not the expected file \(its sha256 is not 6d958be0.*remove or repl"
+    ):
+        cifar10(place, download=True)
+    monkeypatch.setattr(CIFAR10, "archive_sha256", file_sha256(place / "cifar-10-python.tar.gz"))
+    assert cifar10(place, download=True).manifest == cifar10(root).manifest
+    assert sorted(path.name for path in place.iterdir()) == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
+    (place / "cifar-10-batches-py" / "test_batch").unlink()
+    with pytest.raises(FileNotFoundError, match="missing: test_batch.*exists and is not complete; remove it"):
+        cifar10(place, download=True)
+
+
+def test_published_archives() -> None:
+    """The names, addresses and hashes belong together: those of the archives' publisher."""
+    for kind, name in ((CIFAR10, "cifar-10"), (CIFAR100, "cifar-100")):
+        facts = getattr(datasets, kind.torchvision_name)
+        assert facts.url == f"https://www.cs.toronto.edu/~kriz/{name}-python.tar.gz" and len(kind.archive_sha256) == 64
 
 
 def test_one_missing_file_is_named(root: Path) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
+import math
+import multiprocessing
+import os
 import resource
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from torchvision.transforms import InterpolationMode, v2
 
-from datamodules.decode import read_rgb, resize_and_crop
+from datamodules.decode import MAX_PIXELS, read_rgb, resize_and_crop
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -38,9 +42,10 @@ def huge_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "jpg"])
+@pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "jpg", "tif", "gif"])
 def test_formats(tmp_path: Path, suffix: str) -> None:
     path, values = tmp_path / f"x.{suffix}", noise(6, 9, 3)
+    values = np.repeat(values[..., :1], 3, 2) if suffix == "gif" else values  # 256 colours suffice for grey
     Image.fromarray(values).save(path, **({"lossless": True} if suffix == "webp" else {}))
     got = pixels(path)
     assert got.shape == (6, 9, 3)
@@ -98,20 +103,113 @@ def test_first_frame_of_an_animation(tmp_path: Path) -> None:
     assert pixels(tmp_path / "moving.webp")[0, 0].tolist() == [255, 0, 0]
 
 
+def test_first_frame_of_a_gif_and_a_single_page_of_a_tiff(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert pixels(tmp_path / "moving.gif")[0, 0].tolist() == [255, 0, 0]
+    frames[0].save(tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match="TIFF of several pages; save the page that is meant"):
+        read_rgb(tmp_path / "pages.tif")
+
+
+def test_16_bit_colour_and_float(tmp_path: Path) -> None:
+    """Pillow keeps the upper byte of 16-bit colour; a float TIFF has no range."""
+    rows = b"".join(b"\0" + struct.pack(">3H", 0, 0x1234, 0xFFFF) for _ in range(2))
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 1, 2, 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    assert pixels(tmp_path / "deep.png")[1, 0].tolist() == [0, 0x12, 0xFF]
+    Image.fromarray(np.zeros((3, 3), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match=r"mode F \(float\) has no range"):
+        read_rgb(tmp_path / "float.tif")
+
+
 def test_one_pixel(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "dot.png")
     small = resize_and_crop(read_rgb(tmp_path / "dot.png"), 10, 8, "bicubic")
     assert small.shape == (8, 8, 3) and (small == [1, 2, 3]).all()
 
 
-@pytest.mark.parametrize("side", [10_000, 20_000])
-def test_image_bomb_is_refused_before_it_is_decoded(tmp_path: Path, side: int) -> None:
-    (tmp_path / "bomb.png").write_bytes(huge_png(side, side))
-    assert (tmp_path / "bomb.png").stat().st_size < 20_000
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(ValueError, match="data.max_pixels"):
-        read_rgb(tmp_path / "bomb.png")
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB; decoded it would be 300,000
+def peak_growth(path: Path, max_pixels: int) -> tuple[str, float]:
+    """What reading a file says and by how many MB the peak memory of a process grows meanwhile."""
+    pipe, other = multiprocessing.Pipe()
+
+    def child() -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            said = str(read_rgb(path, max_pixels).size)
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+        other.send((said, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000))
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    answer = pipe.recv() if pipe.poll(20) else ("no answer", math.inf)
+    process.kill()
+    process.join()
+    return answer
+
+
+def huge_webp(width: int, height: int) -> bytes:
+    """An extended WebP header with a canvas of any size."""
+    body = b"VP8X" + struct.pack("<I", 10) + bytes(4) + (width - 1).to_bytes(3, "little")
+    body += (height - 1).to_bytes(3, "little") + b"VP8L" + struct.pack("<I", 8) + b"\x2f" + bytes(7)
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+def patched_tiff(changes: dict[int, tuple[int, int | None]]) -> bytes:
+    """A small TIFF some tags of which are renamed and given another number: ``{tag: (new tag, value)}``."""
+    content = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(content, "TIFF")
+    data = bytearray(content.getvalue())
+    (start,) = struct.unpack_from("<I", data, 4)
+    for entry in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], 12):
+        tag, value = changes.pop(struct.unpack_from("<H", data, entry)[0], (None, None))
+        if tag is not None:
+            struct.pack_into("<H", data, entry, tag)
+        if value is not None:
+            struct.pack_into("<HII", data, entry + 2, 4, 1, value)
+    assert not changes
+    return bytes(data)
+
+
+def gif(width: int, height: int) -> bytes:
+    """A GIF whose frame promises more than its screen."""
+    screen = struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + bytes(6)
+    return b"GIF89a" + screen + b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x4c\x01\x00;"
+
+
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "100 Mpx png": lambda: huge_png(10_000, 10_000),
+    "400 Mpx png": lambda: huge_png(20_000, 20_000),
+    "webp": lambda: huge_webp(16_000, 16_000),
+    "webp of 140 Mpx": lambda: huge_webp(14_000, 10_000),
+    "tiff": lambda: patched_tiff({256: (256, 12_000), 257: (257, 12_000)}),
+    "tiff tile": lambda: patched_tiff({278: (322, 100_000), 284: (323, 100_000), 273: (324, None), 279: (325, None)}),
+    "gif": lambda: gif(60_000, 60_000),
+    "bmp": lambda: b"BM" + struct.pack("<IIIIiiHH", 70, 0, 54, 40, 30_000, 30_000, 1, 24) + bytes(40),
+}
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("kind", BOMBS)
+def test_image_bomb_is_refused_before_it_is_decoded(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "bomb").write_bytes(BOMBS[kind]())
+    assert (tmp_path / "bomb").stat().st_size < 20_000
+    said, growth = peak_growth(tmp_path / "bomb", MAX_PIXELS)
+    assert "ValueError" in said and "data.max_pixels" in said and growth < 20, (said, growth)
+
+
+@pytest.mark.fault
+def test_the_measure_of_memory_sees_a_decoded_image(tmp_path: Path) -> None:
+    Image.new("RGB", (3000, 4000)).save(tmp_path / "large.png")
+    said, growth = peak_growth(tmp_path / "large.png", 12_000_000)
+    assert said == "(3000, 4000)" and growth > 30
 
 
 def test_limit_can_be_set(tmp_path: Path) -> None:
@@ -120,11 +218,14 @@ def test_limit_can_be_set(tmp_path: Path) -> None:
         read_rgb(tmp_path / "x.png", max_pixels=99)
 
 
+@pytest.mark.fault
 def test_truncated_empty_and_foreign_files(tmp_path: Path) -> None:
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
     whole = io.BytesIO()
     Image.fromarray(noise(64, 64, 3)).save(whole, "JPEG")
-    gif = io.BytesIO()
-    Image.new("P", (4, 4)).save(gif, "GIF")
+    foreign = {kind: io.BytesIO() for kind in ("EPS", "PPM", "ICO")}
+    for kind, file in foreign.items():
+        Image.new("RGB", (4, 4)).save(file, kind)
     jpeg = whole.getvalue()
     contents = {
         "header": jpeg[:300],
@@ -132,7 +233,8 @@ def test_truncated_empty_and_foreign_files(tmp_path: Path) -> None:
         "end": jpeg[:-40],
         "empty": b"",
         "text": b"no image",
-        "gif": gif.getvalue(),
+        "svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="4" height="4"/>',
+        **{kind: file.getvalue() for kind, file in foreign.items()},
     }
     for name, content in contents.items():
         (tmp_path / f"{name}.jpg").write_bytes(content)

@@ -147,6 +147,7 @@ def test_manifest_and_preprocessing(root: Path) -> None:
     assert ready(root).manifest != before.manifest
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -171,6 +172,7 @@ def test_missing_root_and_empty_root(tmp_path: Path) -> None:
         ready(tmp_path)
 
 
+@pytest.mark.fault
 def test_missing_classes_can_be_allowed_and_are_mapped_by_name(root: Path) -> None:
     (root / "test" / "Apple").rename(root / "gone")
     data = ready(root, allow_missing_classes=True)

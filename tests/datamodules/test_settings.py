@@ -19,7 +19,10 @@ def build(settings: dict[str, Any]) -> Any:
     """The object that ``_target_`` and the other keys describe, parts first."""
     module, _, name = settings["_target_"].rpartition(".")
     target = getattr(importlib.import_module(module), name)
-    keys = {key: build(value) if isinstance(value, dict) else value for key, value in settings.items()}
+    keys = {
+        key: build(value) if isinstance(value, dict) and "_target_" in value else value
+        for key, value in settings.items()
+    }
     del keys["_target_"]
     owners = [owner for owner in target.__mro__ if owner.__module__.startswith("datamodules.")]
     parameters = [p for owner in owners for p in inspect.signature(owner).parameters.values()]
