@@ -8,13 +8,16 @@ from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from recipes.allow import is_allowed
 from recipes.catalogue import CONFIGS, LIST_GROUPS
 from recipes.overrides import SEATS, Overrides
-from recipes.signature import is_part
-from recipes.validate import ConfigError, problems_of
+from recipes.plain import OWN_INTERPOLATION, value_problems
+from recipes.recipe_file import read_recipe
+from recipes.signature import TARGET, is_part
+from recipes.validate import ConfigError, part_name_problems, problems_of
 
 
 def compose_config(
@@ -36,11 +39,16 @@ def compose_config(
     overrides = Overrides(words, root)
     if overrides.recipe is None and root == "train":
         raise ConfigError(overrides.problems)
+    if overrides.recipe is not None:
+        read_recipe(overrides.recipe)  # refuses what Hydra would do for it
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             composed = compose(root, overrides=overrides.words)
         for group in overrides.swapped:
-            composed[group] = _afresh(group, overrides)
+            with open_dict(composed):
+                composed[group] = _afresh(group, overrides)
+        if refused := value_problems(OmegaConf.to_container(composed), interpolation=OWN_INTERPOLATION):
+            raise ConfigError([*overrides.problems, *refused])
         config = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError([*overrides.problems, _first_line(error)]) from error
@@ -49,6 +57,7 @@ def compose_config(
         config["recipe"] = overrides.recipe
     problems = overrides.problems + _remove(config, overrides) + _absent_parts(config, overrides) + _seed(config)
     unread = tuple(f"{name} must be given" for name in overrides.unread)
+    problems += part_name_problems(config)
     problems += [line for line in problems_of(config, target) if not line.startswith(unread)]
     if problems:
         raise ConfigError(problems)
@@ -63,7 +72,9 @@ def to_yaml(config: dict[str, Any]) -> str:
 def _afresh(group: str, overrides: Overrides) -> Any:
     """A part chosen on the command line: its own defaults and the command line's keys, not the recipe's settings,
     which were meant for the part it replaces (an SGD learning rate is none for AdamP)."""
-    node = OmegaConf.load(CONFIGS / group / f"{overrides.swapped[group]}.yaml")
+    choice = overrides.swapped[group]
+    own = is_allowed(choice)
+    node = OmegaConf.create({TARGET: choice}) if own else OmegaConf.load(CONFIGS / group / f"{choice}.yaml")
     for name, value in overrides.values:
         if name.startswith(f"{group}."):
             OmegaConf.update(node, name.removeprefix(f"{group}."), value, force_add=True)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from recipes.compose import compose_config
+from recipes.stored import stored_config, without_download
 from recipes.validate import ConfigError, group_problems, unknown_key
 
 Part = dict[str, Any]
-STORED = ("backbone", "head", "surgery", "data")  # groups of a stored configuration that are built again
 UNLABELLED = ["root", "eval_batch_size", "num_workers", "max_pixels"]  # keys of data that a folder of images takes
 
 
@@ -50,14 +49,14 @@ def evaluate_checkpoint(
     Raises:
         ConfigError: a checkpoint or data that cannot be used, with the reason.
     """
-    from recipes.assemble import make, rebuild_network
     from recipes.checkpoint import load_checkpoint
     from recipes.directory import write_json
+    from recipes.make import make, rebuild_network
 
     try:
         content = load_checkpoint(checkpoint)
         config = stored_config(content)
-        node = data or change_data(config["data"], data_words, evaluators=evaluator)
+        node = data or change_data(without_download(config["data"]), data_words, evaluators=evaluator)
         root = node.get("root") if data or any(word.startswith("data.root=") for word in data_words) else None
         network = rebuild_network(config, len(content["classes"]), content["network"]).to(_device(device)).eval()
         folder = _output_folder(checkpoint, output)
@@ -73,28 +72,6 @@ def evaluate_checkpoint(
     write_json(folder / "results.json", results)
     print(folder)
     return results
-
-
-def stored_config(content: dict[str, Any]) -> dict[str, Any]:
-    """The configuration a checkpoint holds as YAML text, as a plain dict; it may come from anyone.
-
-    Raises:
-        ConfigError: parts that are none of their group, or a recipe's name that is none.
-    """
-    import yaml
-
-    try:
-        config = yaml.safe_load(content["config"])
-    except (yaml.YAMLError, KeyError, AttributeError) as error:
-        raise ConfigError([f"the checkpoint holds no configuration that can be read ({error})"]) from error
-    if not isinstance(config, dict) or not isinstance(config.get("seed"), int):
-        raise ConfigError(["the checkpoint holds no configuration of a run: its groups and its seed are missing"])
-    problems = [line for group in STORED for line in group_problems(group, config.get(group))]
-    if not re.fullmatch(r"\w[\w.-]*", str(config.get("recipe"))):  # it becomes the name of a file
-        problems.append(f"recipe={config.get('recipe')!r} is no name of a recipe")
-    if problems:
-        raise ConfigError([f"in the configuration of the checkpoint, {line}" for line in problems])
-    return config
 
 
 def change_data(node: Part, words: Sequence[str], evaluators: dict[str, Part] | None = None) -> Part:
@@ -127,7 +104,7 @@ def _device(name: str) -> Any:
 def _source(reads: str, node: Part, root: str | None, content: dict[str, Any], folder: Path, seed: int) -> Any:
     """Labelled: the test part of the data module. Unlabelled: every image below ``data.root``."""
     from lightning_modules.evaluators.base import EvaluationData
-    from recipes.assemble import make
+    from recipes.make import make
 
     classes = tuple(content["classes"])
     if reads == "unlabelled":

@@ -22,10 +22,10 @@ def export_checkpoint(*, checkpoint: str, format: Literal["timm"] = "timm", outp
     Raises:
         ConfigError: a checkpoint that cannot be read, an existing output, or a file that differs from the network.
     """
-    from recipes.assemble import make, rebuild_network
     from recipes.checkpoint import load_checkpoint
-    from recipes.evaluate import stored_config
     from recipes.export import export_safetensors
+    from recipes.make import make, rebuild_network
+    from recipes.stored import stored_config, without_download
 
     try:
         content = load_checkpoint(checkpoint)
@@ -35,7 +35,7 @@ def export_checkpoint(*, checkpoint: str, format: Literal["timm"] = "timm", outp
         if path.exists():
             raise FileExistsError(f"{path} exists and is not overwritten; choose another output=")
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = make({**config["data"], "num_workers": 0}, config["seed"], group="data")
+        data = make({**without_download(config["data"]), "num_workers": 0}, config["seed"], group="data")
         data.setup()
         written = export_safetensors(
             network,

@@ -30,7 +30,7 @@ def load_exported(path: str | Path) -> tuple[Network, list[str], dict[str, Any]]
     state, metadata = _read(path)
     if "architecture" not in metadata:
         raise ValueError(f"{path} was not exported by this library; its weights go to backbone.pretrained={path}")
-    facts = {key: json.loads(metadata[key]) for key in ("kwargs", "in_channels", "classes", "preprocessing", "head")}
+    facts = _facts(path, metadata)
     backbone = create_backbone(
         name=metadata["architecture"],
         in_channels=facts["in_channels"],
@@ -41,6 +41,8 @@ def load_exported(path: str | Path) -> tuple[Network, list[str], dict[str, Any]]
     head = _make_head(facts["head"], backbone.num_features, len(facts["classes"]))
     head_state = _read(head_path(path))[0] if not facts["head"]["keys"] else {}
     for ours, timms in facts["head"]["keys"].items():
+        if timms not in state:
+            raise ValueError(f"{path} does not hold the weights of {metadata['architecture']}: {timms} is missing")
         value = state.pop(timms)
         if ours in head.state_dict():  # a linear head without bias was written with zeros
             head_state[ours] = value.reshape(head.state_dict()[ours].shape)
@@ -56,6 +58,27 @@ def load_exported(path: str | Path) -> tuple[Network, list[str], dict[str, Any]]
 def head_path(path: Path) -> Path:
     """Where the head lies that does not fit into timm's classifier."""
     return path.with_suffix(".head.safetensors")
+
+
+def _facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """What the metadata state, of the types that are written; the file may come from anyone."""
+    kinds = {"kwargs": dict, "in_channels": int, "classes": list, "preprocessing": dict, "head": dict}
+    inner: dict[str, dict[str, type]] = {
+        "preprocessing": {"mean": list, "std": list},
+        "head": {"class": str, "settings": dict, "keys": dict},
+    }
+    try:
+        facts = {key: json.loads(metadata[key]) for key in kinds}
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: the metadata cannot be read ({type(error).__name__}: {error})") from error
+    stated = [(key, facts[key], kind) for key, kind in kinds.items()]
+    for key, entries in inner.items():
+        if isinstance(facts[key], dict):
+            stated += [(f"{key}.{name}", facts[key].get(name), kind) for name, kind in entries.items()]
+    for key, value, kind in stated:
+        if not isinstance(value, kind):
+            raise ValueError(f"{path}: {key} in the metadata must be a {kind.__name__}, got {value!r:.80}")
+    return facts
 
 
 def _make_head(stated: dict[str, Any], in_features: int, num_classes: int) -> Head:

@@ -20,7 +20,10 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from lightning_modules.names import unknown_name
+from recipes.allow import is_allowed
 from recipes.catalogue import CONFIGS, LIST_GROUPS, is_backbone, options
+from recipes.recipe_file import read_recipe
+from recipes.signature import TARGET, outside_hint
 
 SPELLINGS = (
     "write key=value, group=NAME, group=[A,B] where a group holds several parts, +regularizer=[A,B] to append to the "
@@ -147,7 +150,12 @@ class Overrides:
             return
         if several:
             before = current if override.is_add() else []
-            self._groups[group] = list(dict.fromkeys([*(before or []), *known]))
+            own = [name for name in known if is_allowed(name)]
+            self._groups[group] = list(dict.fromkeys([*(before or []), *(name for name in known if name not in own)]))
+            for name in own:
+                self._set(f"{group}.{key_of(name)}.{TARGET}", name, name)
+        elif known and is_allowed(known[0]):
+            self.swapped[group] = known[0]
         elif group == "backbone" and known and known[0] not in options("backbone"):
             self._groups[group] = self.swapped[group] = "timm"
             self._set("backbone.name", known[0], known[0])
@@ -166,16 +174,30 @@ class Overrides:
     def _known(self, group: str, name: str) -> bool:
         if name in options(group) or (group == "backbone" and is_backbone(name)):
             return True
+        if group != "recipe" and is_allowed(name):
+            return True
         choices = set(options(group))
         if group == "backbone":
             from recipes.catalogue import backbone_names
 
             choices |= backbone_names()
-        remove = f"; to remove it write ~{group}" if group in (*LIST_GROUPS, *SEATS) else ""
-        self.problems.append(unknown_name(group, name, choices) + remove)
+        hint = f"; to remove it write ~{group}" if group in (*LIST_GROUPS, *SEATS) else ""
+        if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\.[A-Z]\w*", name):
+            hint = outside_hint(name) or hint
+        self.problems.append(unknown_name(group, name, choices) + hint)
         if group == "recipe":
             self.recipe = None
         return False
+
+
+def key_of(target: str) -> str:
+    """The name of a part of one's own among several: that of its class, as the files here are named.
+
+    Example:
+        >>> key_of("my_package.losses.ConfidencePenalty")
+        'confidence_penalty'
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", target.rpartition(".")[2]).lower()
 
 
 def _spell(group: str, value: Any) -> str:
@@ -196,7 +218,7 @@ def _choice(recipe: str | None, group: str, default: Any) -> Any:
     """What a recipe (or the recipe it builds on) chose for a group."""
     if recipe is None or recipe not in options("recipe"):
         return default
-    content = yaml.safe_load((CONFIGS / "recipe" / f"{recipe}.yaml").read_text(encoding="utf-8")) or {}
+    content = read_recipe(recipe)
     found = default
     for entry in content.get("defaults", []):
         if isinstance(entry, str) and entry != "_self_":

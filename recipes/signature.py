@@ -7,13 +7,14 @@ validation free of torch, and leaves a part's constructor as the only place wher
 from __future__ import annotations
 
 import ast
+import sys
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("datamodules", "lightning_modules", "recipes")
+from recipes.allow import is_allowed
+from recipes.source import ROOMS, ROOT, import_source, source_file, tree_of
+
 TARGET = "_target_"
 #: Where the targets of a group lie when that is no folder of its own in lightning_modules/.
 PLACES = {
@@ -57,34 +58,48 @@ def check_target(target: str, *places: str) -> None:
     """Refuse a ``_target_`` that some YAML names, before anything is imported.
 
     Args:
-        target: dotted path.
+        target: dotted path; one in a package that the user allowed may stand anywhere.
         places: what it may start with, or, without a dot at the end, may be.
 
     Raises:
         UnknownTarget: it lies elsewhere, is private, or its module only imports it.
     """
     inside = any(target == place or (place.endswith(".") and target.startswith(place)) for place in places)
-    if not inside or not all(name.isidentifier() and not name.startswith("_") for name in target.split(".")):
+    named = all(name.isidentifier() and not name.startswith("_") for name in target.split("."))
+    if not named or not (inside or is_allowed(target)):
         raise UnknownTarget(
             f"{target!r} is not a part of this library that can stand here; allowed here: {' or '.join(places)}"
+            f"{outside_hint(target) if named else ''}"
         )
     signature(target)
 
 
-@cache
+def outside_hint(target: str) -> str:
+    """How to use a part of another package; nothing where the path cannot be one."""
+    package = target.partition(".")[0]
+    if package in (target, "kernels", *ROOMS, *sys.stdlib_module_names):
+        return ""
+    return f"; it is outside this library; if you trust it, add --allow {package}"
+
+
 def signature(target: str) -> dict[str, Key]:
     """Keys of the class or function that ``target`` names.
 
     Args:
-        target: dotted path inside one of our rooms, e.g. ``lightning_modules.regularizers.saf.SAF``.
+        target: dotted path inside one of our rooms or a package that the user allowed, e.g.
+            ``lightning_modules.regularizers.saf.SAF``.
 
     Raises:
         UnknownTarget: with what is wrong and what is allowed.
     """
-    module, _, name = target.rpartition(".")
-    if module.split(".")[0] not in ROOMS:
+    if not _is_readable(target):
         raise UnknownTarget(f"{target!r} is not a part of this library; targets start with {', '.join(ROOMS)}")
+    module, _, name = target.rpartition(".")
     return _keys_of(module, name, target)
+
+
+def _is_readable(target: str) -> bool:
+    return target.split(".")[0] in ROOMS or is_allowed(target)
 
 
 def matches(annotation: ast.expr, value: Any) -> bool:
@@ -136,6 +151,7 @@ def holds_part(value: Any) -> bool:
     return isinstance(value, list) and any(holds_part(item) for item in value)
 
 
+@cache
 def _keys_of(module: str, name: str, target: str) -> dict[str, Key]:
     """Keys of a function or of an ``__init__``, and those of the base class where that passes ``**`` on."""
     tree = _tree(module, target)
@@ -158,23 +174,27 @@ def _keys_of_class(node: ast.ClassDef, tree: ast.Module, module: str, target: st
 
 
 def _imported(tree: ast.Module, name: str, module: str) -> tuple[str, str] | None:
-    """Where a base class comes from, if it comes from our rooms."""
+    """Where a base class comes from, if its source may be read."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return module, name
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ROOMS:
+        if isinstance(node, ast.ImportFrom) and (source := import_source(node, module)):
             for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    return node.module, alias.name
+                if (alias.asname or alias.name) == name and _is_readable(f"{source}.{alias.name}"):
+                    return source, alias.name
     return None
 
 
-@cache
 def _tree(module: str, target: str) -> ast.Module:
-    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
-    if not path.is_file():
-        raise UnknownTarget(f"{target!r}: there is no {module.replace('.', '/')}.py")
-    return ast.parse(path.read_text(encoding="utf-8"))
+    path = source_file(module)
+    if path is None:
+        ours = module.split(".")[0] in ROOMS
+        where = "" if ours else f"; {module} was looked for on sys.path and in the folder this was started in"
+        raise UnknownTarget(f"{target!r}: there is no {module.replace('.', '/')}.py{where}")
+    try:
+        return tree_of(path)
+    except ValueError as error:
+        raise UnknownTarget(f"{target!r}: {error}") from error
 
 
 def _keys(function: ast.FunctionDef) -> dict[str, Key]:

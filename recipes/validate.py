@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from typing import Any
 
@@ -60,12 +61,24 @@ def part_problems(node: Any, path: str, *places: str) -> list[str]:
     return problems_of(node, node[TARGET], path)
 
 
+def part_name_problems(config: dict[str, Any]) -> list[str]:
+    """Names of parts become tags, keys of results and module names: letters, digits and underscores."""
+    names = [(group, name) for group in LIST_GROUPS for name in (config.get(group) or {})]
+    return [
+        f"{group}.{name!s:.80}: the name of a part is letters, digits and _, at most 64, and starts with a letter"
+        for group, name in names
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", str(name))
+    ]
+
+
 def group_problems(group: str, value: Any) -> list[str]:
     """``part_problems`` of a config group: of its part, or of every part in it."""
     if group not in LIST_GROUPS:
         return part_problems(value, group, place_of(group))
     if not isinstance(value, dict | None):
         return [f"{group} must hold parts by name, got {value!r}"]
+    if problems := part_name_problems({group: value}):
+        return problems
     parts = (value or {}).items()
     return [line for name, part in parts for line in part_problems(part, join(group, str(name)), place_of(group))]
 
@@ -106,7 +119,7 @@ def unknown_key(path: str, names: list[str], inner: dict[str, list[str]] | None 
     parent, _, name = path.rpartition(".")
     inner = inner or {}
     near = [join(parent, close) for close in get_close_matches(name, names, n=3, cutoff=0.5)]
-    deep = [name] if name in inner else [] if near else get_close_matches(name, inner, n=1, cutoff=0.7)
+    deep = [name] if name in inner else get_close_matches(name, inner, n=1, cutoff=0.9 if near else 0.7)
     near = [full for close in deep for full in inner[close]] or near
     hint = f"; did you mean {' or '.join(near)}?" if near else "."
     return f"{path} is not a key{hint} Keys of {parent or 'the root'}: {', '.join(sorted(names)) or 'none'}"

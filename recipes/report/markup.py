@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from html import escape
 from typing import TypeAlias
 
 VOID_TAGS = frozenset({"img", "meta"})
+#: No characters of HTML, and those that turn the direction of what follows: a name could hide what it says.
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
 
 
 class Markup(str):
@@ -25,7 +28,7 @@ def join(children: Child) -> Markup:
     if isinstance(children, Markup):
         return children
     if isinstance(children, str | int | float):
-        return Markup(escape(str(children)))
+        return Markup(_escaped(str(children)))
     return Markup("".join(join(child) for child in children))
 
 
@@ -56,4 +59,8 @@ def _attribute(name: str, value: str | int | float | bool | None) -> str:
         return f" {name}"
     # One decimal is a tenth of a pixel: more only makes the page larger.
     text = f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
-    return f' {name}="{escape(text)}"'
+    return f' {name}="{_escaped(text)}"'
+
+
+def _escaped(text: str) -> str:
+    return escape(UNPRINTABLE.sub("\ufffd", text))

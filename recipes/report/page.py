@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lightning_modules.evaluators.result import Evaluation, Table
+from recipes.report.bounded import bounded_evaluation, bounded_run, short
 from recipes.report.classes import per_class_accuracy
 from recipes.report.confusion import confused_pairs, heat_map
 from recipes.report.curves import learning_charts, method_charts, part_notes, timing_charts
@@ -54,6 +55,8 @@ def write_report(run_dir: Path, evaluations: Mapping[str, Evaluation]) -> Path:
 
 def render(run: RunFiles, evaluations: Mapping[str, Evaluation]) -> str:
     """The page as text."""
+    run = bounded_run(run)
+    evaluations = {short(name): bounded_evaluation(one) for name, one in evaluations.items()}
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     head = element(
