@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 
-def gather(rows: Tensor) -> Tensor:
-    """``[B, ...]`` of this process -> ``[W * B, ...]`` of all W, in the order of ranks; itself with one process.
+def gather(rows: Tensor, total: int) -> Tensor:
+    """``[B, ...]`` of this process -> ``[total, ...]`` of all W, in the order of ranks; itself with one process.
 
-    Every process must have equally many rows. Carries no gradient.
+    Carries no gradient.
+
+    Args:
+        rows: process r has rows ``r * total // W .. (r + 1) * total // W``, as a training batch is shared.
+        total: rows of all processes.
     """
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return rows
-    rows = rows.detach().contiguous()
-    shape = (distributed.get_world_size() * rows.shape[0], *rows.shape[1:])
-    gathered = torch.empty(shape, dtype=rows.dtype, device=rows.device)
+    world = distributed.get_world_size()
+    sizes = [(rank + 1) * total // world - rank * total // world for rank in range(world)]
+    most, rows = max(sizes), rows.detach().contiguous()
+    if len(rows) < most:  # the collective wants equally many of each
+        rows = torch.cat([rows, rows.new_zeros((most - len(rows), *rows.shape[1:]))])
+    gathered = torch.empty((world * most, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
     distributed.all_gather_into_tensor(gathered, rows)
-    return gathered
+    if total == world * most:
+        return gathered
+    return torch.cat([part[:size] for part, size in zip(gathered.split(most), sizes, strict=True)])
 
 
 def total_over_processes(values: Tensor) -> Tensor:
@@ -29,6 +39,38 @@ def total_over_processes(values: Tensor) -> Tensor:
     total = values.clone()
     distributed.all_reduce(total)
     return total
+
+
+@torch.no_grad()
+def average_over_processes(tensors: Sequence[Tensor]) -> None:
+    """Replace floating tensors by their means over all processes, in one collective for each dtype."""
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.dtype, []).append(tensor)
+    for group in groups.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in group])
+        distributed.all_reduce(flat)
+        means = (flat / distributed.get_world_size()).split([tensor.numel() for tensor in group])
+        torch._foreach_copy_(group, [mean.view_as(tensor) for mean, tensor in zip(means, group, strict=True)])
+
+
+def check_every_parameter_used(module: nn.Module, update: int) -> None:
+    """Refuse a trained parameter without gradient after a backward pass.
+
+    The gradients are averaged over the processes as they appear, in buckets. One that never comes leaves its bucket
+    unsent, and the other parameters in it would be updated differently in every process.
+
+    Raises:
+        ValueError: naming the parameters and the ways out.
+    """
+    unused = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    if unused:
+        shown = ", ".join(unused[:10]) + (f" and {len(unused) - 10} more" if len(unused) > 10 else "")
+        raise ValueError(
+            f"parameters without a gradient in update {update}: {shown}. With several processes every trained "
+            "parameter must take part in every update: freeze them (requires_grad_(False)), take them out of the "
+            "network, or set trainer.strategy=ddp_find_unused_parameters_true, which looks for them at every step"
+        )
 
 
 def gather_objects(value: Any) -> list[Any]:

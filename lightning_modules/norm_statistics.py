@@ -14,6 +14,13 @@ def norm_modules(module: nn.Module) -> list[nn.Module]:
     return [norm for norm in module.modules() if getattr(norm, "running_mean", None) is not None]
 
 
+def statistics_in_training(*modules: nn.Module) -> list[Tensor]:
+    """Running means and variances of the norms inside that are in training mode: those that every update moves."""
+    norms = [norm for module in modules for norm in norm_modules(module) if norm.training]
+    buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+    return [buffer for buffer in buffers if buffer.is_floating_point()]
+
+
 @contextmanager
 def norm_statistics_kept(network: nn.Module) -> Iterator[None]:
     """Whatever forwards happen inside, running means, variances and counters are put back afterwards."""

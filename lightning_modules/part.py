@@ -19,7 +19,11 @@ from kernels.batch import Batch, Output, Step
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Facts about the run that a part may need before the first batch."""
+    """Facts about the run that a part may need before the first batch.
+
+    ``batch_size`` counts the samples of an update over all processes, ``last_batch_size`` those of an epoch's last
+    update; None where every process has equally many.
+    """
 
     num_classes: int
     num_train: int
@@ -27,6 +31,8 @@ class Context:
     steps_per_epoch: int
     network: nn.Module
     seed: int = 0
+    batch_size: int | None = None
+    last_batch_size: int | None = None
 
 
 class Part(nn.Module):

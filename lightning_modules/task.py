@@ -17,11 +17,12 @@ from torch.optim import Optimizer
 
 from kernels.batch import Batch, Output, Step
 from lightning_modules.average import Average
-from lightning_modules.distributed import total_over_processes
+from lightning_modules.distributed import average_over_processes, check_every_parameter_used, total_over_processes
 from lightning_modules.finite_guard import FiniteGuard
 from lightning_modules.gradients.sum import sum_terms
 from lightning_modules.meters import Meter
 from lightning_modules.network import Network
+from lightning_modules.norm_statistics import statistics_in_training
 from lightning_modules.observer import Observer
 from lightning_modules.part import Context
 from lightning_modules.parts import Parts
@@ -98,6 +99,8 @@ class Task(LightningModule):
         self._ddp_params_and_buffers_to_ignore = {f"parts.{name}" for name, _ in parts.named_buffers()}
         self._optimizer: Any = None
         self._world, self.epoch, self.batches_done = 1, 0, 0
+        self._shared_statistics: list[Tensor] = []
+        self._check_unused = False
         self.between_updates = True
         self.stop_requested: Callable[[], bool] = lambda: False
         self.stop_agreed = False
@@ -147,9 +150,18 @@ class Task(LightningModule):
         # Lightning's wrapper: that counts steps, and the count here is ``self.update``; bf16 needs no scaling.
         self._optimizer, self._world = self.optimizers(use_pl_optimizer=False), self.trainer.world_size
         self.guard.prepare(self.network, self.parts)
+        if self._world > 1:
+            self._prepare_processes()
         for observer in self.observers:
             observer.train_begins(self)
         self._epoch_start = time.monotonic() - self.train_seconds
+
+    def _prepare_processes(self) -> None:
+        """Norm statistics stay equal everywhere, and dropout draws other masks in each process."""
+        self._shared_statistics = statistics_in_training(self.network, self.parts)
+        self._check_unused = not getattr(self.trainer.model, "find_unused_parameters", False)
+        if self.global_rank > 0:
+            torch.manual_seed(self.context.seed + self.global_rank)
 
     def on_train_epoch_start(self) -> None:
         """Not called in an epoch that training resumes in the middle of."""
@@ -176,7 +188,7 @@ class Task(LightningModule):
             seed=self.context.seed,
             network=self.network,
             forward=self._forward,
-            batch_size=len(batch) * world,
+            batch_size=self._samples_of_update(batch, batch_idx),
         )
         optimizer.zero_grad()
         self.guard.before()
@@ -187,6 +199,8 @@ class Task(LightningModule):
             micro_batches=self.micro_batches,
             backward=lambda loss: self.manual_backward(loss * world if world > 1 else loss),
         )
+        if self._check_unused and any(p.grad is None for p in self._trained):
+            check_every_parameter_used(self, self.update)
         norms = self._gradient_norms()
         verdict = self.guard.check(result, norms, self.stop_requested())
         self.stop_agreed = verdict.stop
@@ -200,7 +214,15 @@ class Task(LightningModule):
             nn.utils.clip_grads_with_norm_(self._trained, self.clip_norm, norms[0])
         optimizer.step()
         self.update += 1
+        if self._shared_statistics:
+            average_over_processes(self._shared_statistics)
         self._commit(result, step)
+
+    def _samples_of_update(self, batch: Batch, batch_idx: int) -> int:
+        """Over all processes, whose shares of a batch may differ by one sample."""
+        last = batch_idx == self.context.steps_per_epoch - 1
+        size = self.context.last_batch_size if last else self.context.batch_size
+        return len(batch) * self._world if size is None or self._world == 1 else size
 
     def _gradient_norms(self) -> Sequence[Tensor]:
         """The norm of each gradient; where clipping was asked for, that of the whole gradient."""
@@ -222,7 +244,7 @@ class Task(LightningModule):
         self.parts.commit(outputs, batch, step)
         if self.ema is not None and self.ema_decay is not None:
             self.ema.update(self.network, min(self.ema_decay, 1.0 - self.update ** (-2 / 3)))
-        self.samples += len(batch)
+        self.samples += step.batch_size
         self.last_loss = sum_terms(result.terms)
         self.term_names |= result.terms.keys()
         self.train_meter.add(result.terms | self.measure_training(outputs, batch))
@@ -263,7 +285,7 @@ class Task(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Turn the sums of the epoch into one row of metrics."""
-        samples = self.samples * self.trainer.world_size
+        samples = self.samples
         sums = self.train_meter.read(self._sum_over_processes)
         updates = self.context.steps_per_epoch - self.guard.lost_in_epoch
         terms = {name: sums.pop(name) / updates for name in list(sums) if name in self.term_names}

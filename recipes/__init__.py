@@ -7,18 +7,20 @@ runs; ``build(...).run()`` trains, evaluates and reports. Nothing here imports t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from recipes.run import Run
 
 
-def build(recipe: str | None = None, overrides: Sequence[str] = ()) -> Run:
+def build(recipe: str | None = None, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> Run:
     """Build a recipe exactly as the command line does.
 
     Args:
         recipe: a name under configs/recipe; None for the default one.
         overrides: command-line words, e.g. ``["backbone=resnet50", "+regularizer=mesa", "seed=1"]``.
+        allow: packages of your own whose parts may be built, as ``--allow`` names them.
 
     Returns:
         A ``Run``: ``config``, ``data``, ``task``, ``trainer`` and ``run()``.
@@ -26,9 +28,32 @@ def build(recipe: str | None = None, overrides: Sequence[str] = ()) -> Run:
     Raises:
         ConfigError: every problem of the configuration at once.
     """
+    from recipes.allow import allowing
     from recipes.compose import compose_config
 
-    config = compose_config([*([f"recipe={recipe}"] if recipe else []), *overrides])
-    from recipes.assemble import assemble
+    with allowing(allow):
+        config = compose_config([*([f"recipe={recipe}"] if recipe else []), *overrides])
+        from recipes.assemble import assemble
 
-    return assemble(**config)
+        return assemble(**config)
+
+
+def resume_run(directory: str | Path, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> Run:
+    """Build the run in a directory again, to go on where it was interrupted, bit for bit.
+
+    Args:
+        directory: such as ``runs/grocery_saf/trial``.
+        overrides: what may change between sessions: ``data.root=...``, ``data.num_workers=...``, ``max_time=...``.
+        allow: packages of your own whose parts may be built, as for ``build``.
+
+    Raises:
+        ConfigError: no run there, or an override that would make it another run.
+    """
+    from recipes.allow import allowing
+    from recipes.resume import configure
+
+    with allowing(allow):
+        config, path = configure([f"resume={directory}", *overrides])
+        from recipes.assemble import assemble
+
+        return assemble(**config, resume=path)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import seed_everything
 
+from datamodules.base import ImageData
 from lightning_modules.evaluators.base import Evaluator
 from lightning_modules.network import Network
 from lightning_modules.part import Context
 from lightning_modules.parts import Parts
-from lightning_modules.surgery.base import PHASES
+from recipes.make import build_network, make, maker, without_pretrained
 from recipes.run import Run
-from recipes.signature import ANYWHERE, TARGET, is_part, place_of
-from recipes.validate import ConfigError, group_problems, part_problems
+from recipes.stop import seconds
+from recipes.validate import ConfigError
 
 Part = dict[str, Any]
 
 
 def assemble(
     command: str | None = None,
+    resume: Path | None = None,
     *,
     recipe: str,
     data: Part,
@@ -44,11 +45,15 @@ def assemble(
     seed: int = 0,
     name: str | None = None,
     output: str = "runs",
+    max_time: int | float | str | None = None,
+    save_every: int | None = None,
+    stop_after: int | None = None,
 ) -> Run:
     """Build everything a run needs; nothing is written to disk yet.
 
     Args:
         command: the command line, for the record.
+        resume: the run directory to go on in.
         recipe: its name.
         data, backbone, head, task, loss, optimizer, schedule, trainer: one part each.
         surgery, regularizer, evaluator, callback: several parts by name.
@@ -56,16 +61,24 @@ def assemble(
         seed: of initialization, order, augmentation and every draw of a part.
         name: of the run directory.
         output: folder of all runs.
+        max_time: wall-time budget from the start of training on: seconds, or such as 90s, 11h30m. Then the run saves
+            and ends with exit code 75.
+        save_every: updates between two checkpoints inside an epoch; None saves at the end of each epoch only. A signal
+            saves at any time.
+        stop_after: save and end (exit code 75) after so many updates of the run.
 
     Raises:
         ConfigError: values or combinations of parts that cannot work, with the reason.
     """
-    config = {key: value for key, value in locals().items() if key != "command"}
+    config = {key: value for key, value in locals().items() if key not in ("command", "resume")}
     try:
+        _check_numbers(max_time, save_every=save_every, stop_after=stop_after)
         seed_everything(seed, workers=True, verbose=False)
-        data_module = make(data, seed)
+        data_module = make(data, seed, group="data")
         data_module.setup()
-        network, report = _network(backbone, surgery or {}, head, data_module.num_classes)
+        # The weights of a run that goes on are in its checkpoint; the pretrained file is not needed again.
+        body = backbone if resume is None else without_pretrained(backbone)
+        network, report = build_network(body, surgery or {}, head, data_module.num_classes)
         seats = {"mixing": mixing, "attack": attack, "teacher": teacher}
         seats |= {"reweighting": reweighting, "gradient": gradient}
         parts = _parts(network, loss, regularizer or {}, seats)
@@ -76,11 +89,17 @@ def assemble(
             steps_per_epoch=data_module.steps_per_epoch,
             network=network,
             seed=seed,
+            batch_size=data_module.order.samples_of(0),
+            last_batch_size=data_module.order.samples_of(data_module.steps_per_epoch - 1),
         )
-        module = make(task, network, parts, maker(optimizer), maker(schedule), context)
+        module = make(
+            task, network, parts, maker(optimizer, "optimizer"), maker(schedule, "schedule"), context, group="task"
+        )
         module.configure_optimizers()  # refuses names and values now, not after the run directory is made
-        fitter = make(trainer, [make(part) for part in (callback or {}).values()])
-        evaluators: dict[str, Evaluator] = {key: make(part) for key, part in (evaluator or {}).items()}
+        fitter = make(trainer, [make(part, group="callback") for part in (callback or {}).values()], group="trainer")
+        evaluators: dict[str, Evaluator] = {
+            key: make(part, group="evaluator") for key, part in (evaluator or {}).items()
+        }
         if unlabelled := [key for key, part in evaluators.items() if part.reads != "labelled"]:
             raise ValueError(
                 f"evaluator {', '.join(unlabelled)} reads a folder of images without labels, which a training run does "
@@ -88,91 +107,35 @@ def assemble(
             )
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise ConfigError([str(error)]) from error
-    _check_processes(fitter.num_devices * fitter.num_nodes, data)
+    _check_processes(fitter.num_devices * fitter.num_nodes, data_module)
     if fitter.num_devices == 1 and data_module.num_workers == 0:
         data_module.device = fitter.strategy.root_device
-    return Run(config, data_module, module, fitter, evaluators, surgery_report=report, command=command)
+    return Run(config, data_module, module, fitter, evaluators, surgery_report=report, command=command, resume=resume)
 
 
-def _check_processes(world: int, data: Part) -> None:
-    """Equal shares for every process, so that the mean of the processes' gradients is that of the global batch."""
-    if world > 1 and (data["batch_size"] % world or not data.get("drop_last", True)):
+def _check_numbers(max_time: int | float | str | None, **updates: int | None) -> None:
+    seconds(max_time)
+    for name, value in updates.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be a number of updates, at least 1")
+
+
+def _check_processes(world: int, data: ImageData) -> None:
+    """A share of every batch for every process."""
+    try:
+        data.order.check_shares(world)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    if 0 < len(data.val_index) < world:
         raise ConfigError(
             [
-                f"{world} processes need equal shares of every batch: set data.drop_last=true and a data.batch_size "
-                f"that {world} divides (got {data['batch_size']})"
+                f"{len(data.val_index)} validation sample(s) cannot be shared by {world} processes; use fewer processes "
+                "(trainer.devices), or hold out more with data.val_fraction"
             ]
         )
 
 
-def make(node: Part, *positional: Any, group: str | None = None) -> Any:
-    """Build one part: its keys as keyword arguments, nested parts first.
-
-    Args:
-        node: the part.
-        positional: arguments in front of its keys.
-        group: the config group whose folder the target has to lie in; None for any folder of parts.
-
-    Raises:
-        ConfigError: a target that is no part of this library, or keys that do not fit it. Nothing is imported then.
-    """
-    if problems := part_problems(node, group or "part", *([place_of(group)] if group else ANYWHERE)):
-        raise ConfigError(problems)
-    module, _, name = node[TARGET].rpartition(".")
-    keys = {key: _nested(value) for key, value in node.items() if key != TARGET}
-    return getattr(import_module(module), name)(*positional, **keys)
-
-
-def _nested(value: Any) -> Any:
-    """A value with every part in it built, also in lists and dicts."""
-    if is_part(value):
-        return make(value)
-    if isinstance(value, dict):
-        return {key: _nested(item) for key, item in value.items()}
-    return [_nested(item) for item in value] if isinstance(value, list) else value
-
-
-def maker(node: Part) -> Any:
-    """A function of the positional arguments that ``make`` will be given later."""
-    return lambda *positional: make(node, *positional)
-
-
-def _network(backbone: Part, surgery: dict[str, Part], head: Part, num_classes: int) -> tuple[Network, list[str]]:
-    """Backbone with its pretrained weights, head, then surgery in the order of its phases."""
-    body = make(backbone)
-    network = Network(body, make(head, body.num_features, num_classes))
-    surgeries = sorted((make(part) for part in surgery.values()), key=lambda item: PHASES.index(item.phase))
-    return network, [line for item in surgeries for line in item.apply(network)]
-
-
 def _parts(network: Network, loss: Part, regularizer: dict[str, Part], seats: dict[str, Part | None]) -> Parts:
-    built = {key: make(part) for key, part in regularizer.items()}
-    chosen = {name: make(seat) for name, seat in seats.items() if seat}
-    return Parts(make(loss), built, **chosen, head=network.head)
-
-
-def rebuild_network(config: Part, num_classes: int, state: dict[str, torch.Tensor]) -> Network:
-    """The network of a stored configuration with stored weights; pretrained files are not needed again.
-
-    Raises:
-        ConfigError: a part that is none of its group; a stored configuration may come from anyone.
-        ValueError: the weights are of another architecture or number of classes.
-    """
-    stored = {group: config.get(group) for group in ("backbone", "head", "surgery")}
-    if problems := [line for group, value in stored.items() for line in group_problems(group, value)]:
-        raise ConfigError(problems)
-    network, _ = _network(
-        {**config["backbone"], "pretrained": False}, config.get("surgery") or {}, config["head"], num_classes
-    )
-    wrong = [
-        f"{key}: {list(state[key].shape)} in the checkpoint, {list(value.shape)} in the network"
-        for key, value in network.state_dict().items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"the checkpoint does not fit its recipe's network with {num_classes} classes: {'; '.join(wrong[:4])}; "
-            "evaluate it on data with the classes it was trained for"
-        )
-    network.load_state_dict(state)
-    return network
+    built = {key: make(part, group="regularizer") for key, part in regularizer.items()}
+    chosen = {name: make(seat, group=name) for name, seat in seats.items() if seat}
+    return Parts(make(loss, group="loss"), built, **chosen, head=network.head)

@@ -13,35 +13,79 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from recipes.lock import Lock
 from recipes.signature import ROOT
 from recipes.validate import ConfigError
 
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "albumentations", "hydra-core", "numpy")
 
 
-def create_directory(output: str, recipe: str, name: str | None, seed: int) -> Path:
-    """Make ``output/recipe/name``; an existing one is never touched.
+STATUS = "status.json"
+
+
+def open_directory(output: str, recipe: str, name: str | None, seed: int, config: dict[str, Any]) -> tuple[Path, bool]:
+    """The directory of a run: a new one, or that of the unfinished run of the same name and configuration.
+
+    A finished run is never touched: its name gets a suffix, ``NAME_2`` and so on.
+
+    Returns:
+        The directory, and whether it holds a run to go on with.
 
     Raises:
-        ConfigError: the directory exists, the name is not a plain file name, or the place cannot be written.
+        ConfigError: an unfinished run of another configuration or at work right now has the name, the name is not a
+            plain file name, or the place cannot be written.
     """
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,99}", name):
         raise ConfigError([f"name={name!r} must be a plain file name: letters, digits and ._=+- (at most 100)"])
-    directory = Path(output) / recipe / (name or f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_seed{seed}")
-    if name is None:
-        number, first = 2, directory
-        while directory.exists():
-            directory, number = first.with_name(f"{first.name}_{number}"), number + 1
+    first = Path(output) / recipe / (name or f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_seed{seed}")
+    for directory in (first, *(first.with_name(f"{first.name}_{number}") for number in range(2, 10_000))):
+        if not directory.exists():
+            return _make(directory), False
+        if name is not None and read_status(directory).get("state") != "finished":
+            _check_same_run(directory, config)
+            return directory, True
+    raise ConfigError([f"there are 9,999 runs {first}; choose another name="])
+
+
+def _make(directory: Path) -> Path:
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        directory.mkdir()
+        directory.mkdir(parents=True)
+        (directory / "checkpoints").mkdir()
     except FileExistsError:
         raise ConfigError(
-            [f"the run directory {directory} exists and is not overwritten; choose another name=, or remove it"]
+            [f"the run directory {directory} was made by another process just now; start again"]
         ) from None
     except OSError as error:
         raise ConfigError([f"cannot make the run directory {directory}: {error}; choose another output="]) from error
     return directory
+
+
+def _check_same_run(directory: Path, config: dict[str, Any]) -> None:
+    from recipes.resume import differences, read_config
+
+    if Lock(directory).live():
+        raise ConfigError([f"a run in {directory} is at work right now; choose another name="])
+    if found := differences(read_config(directory), config):
+        raise ConfigError(
+            [
+                f"the run directory {directory} holds an unfinished run of another configuration and is not "
+                f"overwritten ({'; '.join(found)}); choose another name=, or remove it"
+            ]
+        )
+
+
+def write_status(directory: Path, state: str, **facts: Any) -> None:
+    """Say in status.json where a run is: running, interrupted, failed or finished."""
+    write_json(directory / STATUS, {"state": state, "time": time.strftime("%Y-%m-%d %H:%M:%S"), **facts})
+
+
+def read_status(directory: Path) -> dict[str, Any]:
+    """What ``write_status`` wrote last; empty where that cannot be read."""
+    try:
+        content = json.loads((directory / STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_text(path: Path, text: str) -> None:

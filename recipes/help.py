@@ -13,7 +13,11 @@ EXAMPLES = {
   python train.py +regularizer=mesa                   append to the recipe's parts; ~mixing removes
   python train.py trainer.max_epochs=10 seed=1 name=trial
   python train.py -m seed=0,1,2                       one run for each
-  python train.py ... --config                        print the resolved configuration and stop""",
+  python train.py resume=runs/RECIPE/NAME             go on with a run that was interrupted
+  python train.py ... max_time=11h30m                 then save and end, with exit code 75
+  python train.py ... self_check=true                 does this recipe resume bit for bit?
+  python train.py ... --config                        print the resolved configuration and stop
+  python train.py --allow my_package loss=my_package.losses.Mine    a part of a package of your own""",
     "evaluate.py": """usage: python evaluate.py checkpoint=PATH [evaluator=NAME] [key=value ...]
 
   python evaluate.py checkpoint=runs/R/N/checkpoints/best.ckpt                    the test set of its recipe

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import time
+import json
+import os
+import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -14,15 +16,41 @@ from datamodules.base import ImageData
 from lightning_modules.evaluators.base import EvaluationData, Evaluator
 from lightning_modules.evaluators.result import Evaluation
 from lightning_modules.task import Task
-from recipes.checkpoint import load_checkpoint
+from recipes.checkpoint import CheckpointStore
 from recipes.compose import to_yaml
-from recipes.directory import create_directory, environment, peak_memory_mb, write_json, write_text
+from recipes.directory import (
+    environment,
+    open_directory,
+    peak_memory_mb,
+    read_status,
+    write_json,
+    write_status,
+    write_text,
+)
+from recipes.keeper import Keeper, check_same, where
+from recipes.lock import Lock, Locked
+from recipes.peers import Peers
 from recipes.recorder import Recorder
+from recipes.stop import Stopped, StopRequest, seconds
 from recipes.validate import ConfigError
 
 
 class NeverActed(RuntimeError):
     """A part that was asked for had no effect in the whole run."""
+
+
+class OutOfMemory(RuntimeError):
+    """The device or the host has too little memory for the run."""
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says so; the host's allocator of torch has no class of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of an error's text, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class Run:
@@ -50,42 +78,63 @@ class Run:
         evaluators: dict[str, Evaluator],
         surgery_report: list[str],
         command: str | None = None,
+        resume: Path | None = None,
     ) -> None:
         self.config, self.data, self.task, self.trainer = config, data, task, trainer
-        self.evaluators, self.surgery_report = evaluators, surgery_report
+        self.evaluators, self.surgery_report, self.resume = evaluators, surgery_report, resume
         self.command = command or f"recipes.build({config['recipe']!r}, ...).run()"
         self.directory: Path | None = None
 
     def run(self) -> dict[str, Any]:
         """Train, select by validation, read the test set once, write results and report.
 
+        A run that was interrupted goes on where it was; one that is finished is left as it is.
+
         Returns:
             What stands in results.json.
 
         Raises:
-            ConfigError: the run directory exists, or the images are absent.
+            ConfigError: the run directory belongs to another run, or the images are absent.
+            ProcessFailed: another process of the run failed.
+            Stopped: a signal or the wall-time budget ended it; everything is saved.
             NeverActed: a part had no effect; everything is written before this is raised.
         """
         if self.data.absent:
             raise ConfigError([self.data.absent])
-        if getattr(rank_zero_only, "rank", 0) > 0:  # the first process writes and evaluates
-            self._fit()
-            return {}
-        self.directory = directory = self._open()
-        start = time.monotonic()
-        recorder = Recorder(directory, self._facts(), self._state)
-        self.task.observers.append(recorder)
-        try:
-            self._fit()
-        finally:
-            recorder.close()
-        evaluations = self._evaluate(directory)
-        results = self._results(recorder, evaluations, time.monotonic() - start)
-        write_json(directory / "results.json", results)
-        from recipes.report.page import write_report
+        stop = StopRequest(seconds(self.config["max_time"]), last_act=self._kill_processes)
+        with stop.listening(), Peers(self.trainer, stop, self._gave_up) as peers:
+            if getattr(rank_zero_only, "rank", 0) > 0:  # the first process writes and evaluates
+                if peers.follow():
+                    self._fit(self._keeper(None, None, None, stop), stop, peers)
+                return {}
+            self.directory, going_on = self._open()
+            lock = Lock(self.directory)
+            try:
+                lock.take()
+            except Locked as error:
+                raise ConfigError([str(error)]) from error
+            try:
+                return self._run(self.directory, going_on, stop, peers)
+            finally:
+                lock.release()
 
-        report = write_report(directory, evaluations)
-        print(f"{_summary(results)}\n{report}", flush=True)
+    def _run(self, directory: Path, going_on: bool, stop: StopRequest, peers: Peers) -> dict[str, Any]:
+        if read_status(directory).get("state") == "finished":
+            print(f"{directory} is finished; its results are in results.json", flush=True)
+            return cast(dict[str, Any], json.loads((directory / "results.json").read_text(encoding="utf-8")))
+        write_status(directory, "running", pid=os.getpid())
+        try:
+            results = self._train_and_evaluate(directory, going_on, stop, peers)
+        except Stopped as error:
+            position = {"epoch": self.task.epoch, "batches_done": self.task.batches_done, "update": self.task.update}
+            write_status(directory, "interrupted", reason=error.reason, exit_code=error.exit_code, **position)
+            raise
+        except BaseException as error:
+            write_status(directory, "failed", error=f"{type(error).__name__}: {error}")
+            if ran_out_of_memory(error):
+                raise OutOfMemory(self._memory_advice(error)) from error
+            raise
+        write_status(directory, "finished")
         if idle := self.task.parts.idle():
             raise NeverActed(
                 f"{', '.join(idle)} never had an effect in this run: results.json says when it could have; lower its "
@@ -93,22 +142,90 @@ class Run:
             )
         return results
 
-    def _fit(self) -> None:
-        """Train; afterwards every process is on its own again, so that evaluation sees the whole test set."""
-        self.trainer.fit(self.task, datamodule=self.data)
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-            torch.distributed.destroy_process_group()
+    def _train_and_evaluate(self, directory: Path, going_on: bool, stop: StopRequest, peers: Peers) -> dict[str, Any]:
+        store = CheckpointStore(directory / "checkpoints")
+        store.clean()
+        found = store.newest("last") if going_on else None
+        content, path = found if found else (None, None)
+        if content is not None:
+            check_same(content, self.config, self.data, self.trainer.world_size)
+            print(f"going on from {path}: {where(content)}", flush=True)
+        recorder = Recorder(directory, content["record"] if content else None)
+        keeper = self._keeper(recorder, content, path, stop)
+        try:
+            peers.lead()
+            self._fit(keeper, stop, peers)
+        finally:
+            recorder.close()
+        stop.raise_if_requested(f"trained to the end; python train.py resume={directory} evaluates")
+        evaluations = self._evaluate(directory, recorder)
+        results = self._results(recorder, evaluations)
+        write_json(directory / "results.json", results)
+        from recipes.report.page import write_report
 
-    def _open(self) -> Path:
+        report = write_report(directory, evaluations)
+        print(f"{_summary(results)}\n{report}", flush=True)
+        return results
+
+    def _keeper(self, recorder: Recorder | None, content: Any, path: Path | None, stop: StopRequest) -> Keeper:
+        keys = {name: self.config[name] for name in ("save_every", "stop_after")}
+        return Keeper(recorder, self._facts(), stop, content, path, **keys)
+
+    def _fit(self, keeper: Keeper, stop: StopRequest, peers: Peers) -> None:
+        """Train; afterwards every process is on its own again, so that evaluation sees the whole test set."""
+        self.task.observers = [*self.task.observers, *([keeper.recorder] if keeper.recorder else []), keeper]
+        self.task.failure_directory = self.directory
+        self.task.restore_good = keeper.restore_good
+        self.task.stop_requested = lambda: stop.reason is not None
+        stop.training = True
+        try:
+            with peers.explaining():
+                self.trainer.fit(self.task, datamodule=self.data)
+        except Stopped:
+            raise
+        except RuntimeError:
+            if stop.reason is None or not self.task.between_updates or peers.several:  # others may be elsewhere
+                raise
+            keeper.save(self.task)  # the signal also ended a loader process; the last update is complete
+        finally:
+            stop.training = peers.failed  # a launcher that ends the rest does not break into the report of it
+            keeper.wait()
+        peers.part()
+
+    def _memory_advice(self, error: BaseException) -> str:
+        size, peak = self.config["data"]["batch_size"], peak_memory_mb()
+        return (
+            f"out of memory with data.batch_size={size} (peak {peak:.0f} MB); what was saved is valid. Run the batch "
+            "in pieces with task.micro_batches=2, or take a smaller data.batch_size, trainer=bf16 or a smaller net. "
+            f"The system said: {first_line(error)}"
+        )
+
+    def _gave_up(self, message: str) -> None:
+        """Say in the directory what ends this process at once."""
+        if self.directory is not None:
+            write_status(self.directory, "failed", error=message)
+
+    def _kill_processes(self) -> None:
+        """End the processes that the launcher started, before this one ends at once."""
+        launcher = self.trainer.strategy.launcher
+        if launcher is not None:
+            launcher.kill(signal.SIGKILL)
+
+    def _open(self) -> tuple[Path, bool]:
+        """The run's directory, and whether there is something in it to go on with."""
+        if self.resume is not None:
+            with open(self.resume / "command.txt", "a", encoding="utf-8") as file:
+                file.write(self.command + "\n")
+            return self.resume, True
         config = self.config
-        directory = create_directory(config["output"], config["recipe"], config["name"], config["seed"])
-        write_text(directory / "config.yaml", to_yaml(config))
-        write_text(directory / "command.txt", self.command + "\n")
-        write_json(directory / "environment.json", environment())
-        if self.surgery_report:
-            write_text(directory / "surgery.txt", "\n".join(self.surgery_report) + "\n")
-        return directory
+        directory, going_on = open_directory(config["output"], config["recipe"], config["name"], config["seed"], config)
+        if not going_on:
+            write_text(directory / "config.yaml", to_yaml(config))
+            write_text(directory / "command.txt", self.command + "\n")
+            write_json(directory / "environment.json", environment())
+            if self.surgery_report:
+                write_text(directory / "surgery.txt", "\n".join(self.surgery_report) + "\n")
+        return directory, going_on
 
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint needs to be understood without its run directory."""
@@ -116,19 +233,19 @@ class Run:
             "config": to_yaml(self.config),
             "classes": list(self.data.classes),
             "preprocessing": self.data.preprocessing(),
-            "data": {"manifest": self.data.manifest, "split": self.data.split_record()},
+            "data": {"manifest": self.data.manifest_parts(), "split": self.data.split_record()},
         }
 
-    def _state(self) -> dict[str, Any]:
-        """Training state beyond the evaluated network."""
-        optimizers = self.trainer.optimizers
-        return {"task": self.task.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
-
-    def _evaluate(self, directory: Path) -> dict[str, Evaluation]:
+    def _evaluate(self, directory: Path, recorder: Recorder) -> dict[str, Evaluation]:
         """Every evaluator on the test set, with the weights validation selected."""
+        found = CheckpointStore(directory / "checkpoints").newest("best", update=int(recorder.best["update"]))
+        if found is None:
+            raise FileNotFoundError(
+                f"no checkpoint in {directory / 'checkpoints'} verifies as the best one (update "
+                f"{recorder.best['update']}); evaluate another with python evaluate.py checkpoint=FILE"
+            )
         network = self.task.evaluated_network
-        state = load_checkpoint(directory / "checkpoints" / "best.ckpt")["network"]
-        network.load_state_dict(state)  # type: ignore[union-attr, operator]
+        network.load_state_dict(found[0]["network"])  # type: ignore[union-attr, operator]
         network.to(self.trainer.strategy.root_device)  # type: ignore[union-attr, operator]  # fit leaves it on the CPU
         data = EvaluationData(
             batches=self.data.test_dataloader(),
@@ -138,7 +255,7 @@ class Run:
         )
         return {name: evaluator(network, data) for name, evaluator in self.evaluators.items()}  # type: ignore[arg-type]
 
-    def _results(self, recorder: Recorder, evaluations: dict[str, Evaluation], seconds: float) -> dict[str, Any]:
+    def _results(self, recorder: Recorder, evaluations: dict[str, Evaluation]) -> dict[str, Any]:
         rows, best = recorder.rows, recorder.best
         train_seconds = sum(row["seconds"] for row in rows)
         tests = {name: evaluation.metrics for name, evaluation in evaluations.items()}
@@ -152,12 +269,14 @@ class Run:
             "epochs": len(rows),
             "updates": rows[-1]["update"] if rows else 0,
             "parts": self.task.parts.report(),
+            **self.task.guard.report(),
             "parameters": sum(p.numel() for p in self.task.network.parameters()),
-            "wall_seconds": seconds,
+            "wall_seconds": recorder.seconds,
             "train_seconds": train_seconds,
             "images_per_second": sum(r["seconds"] * r["images_per_second"] for r in rows) / max(train_seconds, 1e-9),
             "peak_memory_mb": peak_memory_mb(),
             "split": self.data.split_record(),
+            **({"unreadable": found} if (found := self.data.unreadable()) else {}),
         }
 
 

@@ -1,17 +1,25 @@
-"""``-m``: one process and one run directory for each combination; a job that fails does not stop the rest."""
+"""``-m``: one process and one run directory for each combination; a job that fails does not stop the rest.
+
+With ``name=trial`` the jobs are called ``trial-seed=0`` and so on, and the same command again runs only what is not
+finished: an interrupted job goes on where it was.
+"""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from recipes.allow import allow_words
 from recipes.compose import compose_config
+from recipes.directory import read_status
 from recipes.overrides import SPELLINGS
 from recipes.signature import ROOT
 from recipes.validate import ConfigError
@@ -23,20 +31,49 @@ def sweep(program: str, words: Sequence[str], show: bool = False) -> int:
     Returns:
         0 when all jobs succeeded, 1 otherwise; a table at the end says which did.
     """
-    jobs = expand(words)
+    jobs = _named(expand(words))
     if program == "train.py" and (problems := _problems(jobs)):
         raise ConfigError(problems)
-    codes = []
-    for number, job in enumerate(jobs):
-        print(f"[{number + 1}/{len(jobs)}] {program} {' '.join(job)}", flush=True)
-        codes.append(
-            subprocess.run(
-                [sys.executable, str(ROOT / program), *job, *(["--config"] if show else [])], check=False
-            ).returncode
-        )
-    for job, code in zip(jobs, codes, strict=True):
-        print(f"{'ok    ' if code == 0 else f'exit {code}'}  {' '.join(job)}")
-    return int(any(codes))
+    outcomes = [
+        _run(program, job, f"[{number + 1}/{len(jobs)}]", ["--config"] if show else [])
+        for number, job in enumerate(jobs)
+    ]
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        print(f"{outcome:<8}  {' '.join(job)}")
+    return int(any(outcome.startswith("exit") for outcome in outcomes))
+
+
+def _run(program: str, job: list[str], number: str, flags: list[str]) -> str:
+    """Start one job; what the table says of it."""
+    if program == "train.py" and not flags and _is_finished(job):
+        print(f"{number} finished before: {' '.join(job)}", flush=True)
+        return "finished"
+    print(f"{number} {program} {' '.join(job)}", flush=True)
+    command = [sys.executable, str(ROOT / program), *job, *allow_words(), *flags]
+    code = subprocess.run(command, check=False).returncode
+    return "ok" if code == 0 else f"exit {code}"
+
+
+def _is_finished(job: list[str]) -> bool:
+    config = compose_config(job)
+    if config["name"] is None:
+        return False
+    status = read_status(Path(config["output"]) / config["recipe"] / config["name"])
+    return bool(status.get("state") == "finished")
+
+
+def _named(jobs: list[list[str]]) -> list[list[str]]:
+    """Jobs with a name of their own each, made of the name they share and the words they differ in."""
+    shared = set(jobs[0]).intersection(*jobs[1:])
+    named = []
+    for job in jobs:
+        own = [word for word in job if word not in shared and not word.startswith("name=")]
+        name = next((word.removeprefix("name=") for word in job if word.startswith("name=")), "null")
+        if name != "null" and own:
+            suffix = re.sub(r"[^A-Za-z0-9._=+-]+", "_", "-".join(own))
+            job = [word for word in job if not word.startswith("name=")] + [f"name='{name}-{suffix}'"]
+        named.append(job)
+    return named
 
 
 def expand(words: Sequence[str]) -> list[list[str]]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_modules.host_memory import keep_freed_memory
+from recipes.strategy import choose_strategy, devices_of_torchrun
 
 
 def create_trainer(
@@ -22,6 +24,7 @@ def create_trainer(
     devices: int | str | list[int] = 1,
     strategy: str = "auto",
     num_nodes: int = 1,
+    process_timeout_s: int = 1200,
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true",
     deterministic: bool = False,
     check_val_every_n_epoch: int = 1,
@@ -34,8 +37,11 @@ def create_trainer(
         accelerator: auto, cpu, gpu, ... On Apple's MPS there is no float64, which state of this library needs: auto
             takes the CPU there, and mps is refused.
         devices: how many, or which; auto takes all, so the shipped YAML asks for it only with ``strategy: ddp``.
-        strategy: auto or ddp.
+        strategy: auto, ddp, or ddp_find_unused_parameters_true where a parameter may get no gradient in some updates;
+            auto is ddp where there are several devices or machines.
         num_nodes: machines.
+        process_timeout_s: seconds that a process waits for the others before it ends. The death of a process on the
+            same machine is noticed in seconds; this is for a machine that is lost, or a process that hangs.
         precision: 32-true, bf16-mixed or 64-true. fp16 needs a loss scaler, which manual optimization with several
             gradient passes does not have; bf16 needs none.
         deterministic: only deterministic algorithms; needed for bitwise equal runs on a GPU.
@@ -47,9 +53,11 @@ def create_trainer(
     if precision not in ("32-true", "bf16-mixed", "64-true"):
         raise ValueError(f"trainer.precision={precision} is not supported; allowed: 32-true, bf16-mixed, 64-true")
     counts = {"max_epochs": max_epochs, "check_val_every_n_epoch": check_val_every_n_epoch, "num_nodes": num_nodes}
-    for name, value in counts.items():
+    for name, value in (counts | {"process_timeout_s": process_timeout_s}).items():
         if value < 1:
             raise ValueError(f"trainer.{name} must be at least 1, got {value}")
+    chosen = choose_strategy(strategy, devices, num_nodes, process_timeout_s)
+    devices = devices_of_torchrun(devices, num_nodes)
     _quiet()
     keep_freed_memory()
     try:
@@ -57,7 +65,7 @@ def create_trainer(
             max_epochs=max_epochs,
             accelerator=_without_mps(accelerator),
             devices=devices,
-            strategy=strategy,
+            strategy=chosen,
             num_nodes=num_nodes,
             precision=precision,
             deterministic=deterministic,
@@ -69,12 +77,19 @@ def create_trainer(
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
+            plugins=_environment(),
         )
     except MisconfigurationException as error:
         raise ValueError(
             f"trainer.accelerator={accelerator} with trainer.devices={devices} cannot be had here: {error}; "
             "trainer.accelerator=auto trainer.devices=1 runs everywhere"
         ) from error
+
+
+def _environment() -> list[Any]:
+    """SLURM without Lightning's requeue, which passes a job id from the environment to a shell."""
+    slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()  # torchrun wins, as in Lightning
+    return [SLURMEnvironment(auto_requeue=False)] if slurm else []
 
 
 def _without_mps(accelerator: str) -> str:

@@ -119,7 +119,7 @@ class SAF(Regularizer):
         self.activity.commit(step)
         slot = step.epoch % self.lag
         logits_BC = outputs["main"].class_scores.clamp(-FLOAT16_MAX, FLOAT16_MAX).to(torch.float16)
-        index_B, logits_BC = gather(batch.index), gather(logits_BC)
+        index_B, logits_BC = gather(batch.index, step.batch_size), gather(logits_BC, step.batch_size)
         self.store[slot].index_copy_(0, index_B, logits_BC)
         self.written[slot].index_fill_(0, index_B, step.epoch)
 

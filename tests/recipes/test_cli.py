@@ -14,6 +14,7 @@ from recipes import sweep as sweep_module
 from recipes.catalogue import groups, header, options
 from recipes.cli import evaluate, export, train
 from recipes.compose import compose_config
+from recipes.directory import write_status
 from recipes.run import NeverActed
 from recipes.signature import ROOT
 from recipes.sweep import expand
@@ -101,7 +102,7 @@ def test_the_command_is_handed_on_as_it_was_typed(monkeypatch):
     words = ["recipe=grocery_baseline", "data.root='a folder'", "data=cifar10"]
     assert train(words) == 0
     config = dict(given[0])
-    assert shlex.split(config.pop("command")) == ["python", "train.py", *words]
+    assert shlex.split(config.pop("command")) == ["python", "train.py", *words] and config.pop("resume") is None
     assert config == compose_config(words)
 
 
@@ -209,7 +210,7 @@ def test_a_failed_job_does_not_stop_the_others(started, capsys, flag):
     jobs = [["recipe=grocery_baseline", f"seed={seed}"] for seed in range(3)]
     assert started == [[sys.executable, str(ROOT / "train.py"), *job] for job in jobs]
     table = capsys.readouterr().out.splitlines()[-3:]
-    assert [line.split()[0] for line in table] == ["ok", "exit", "ok"] and table[1].startswith("exit 3  recipe=")
+    assert [line.split()[0] for line in table] == ["ok", "exit", "ok"] and table[1].startswith("exit 3    recipe=")
     assert train([flag, "seed=0,2"]) == 0
 
 
@@ -221,9 +222,21 @@ def test_every_job_is_validated_before_the_first_starts(started, capsys):
     assert "head=linaer is not known" in lines[1] + lines[2] and "optimizer.lr='fast'" in lines[1] + lines[2]
 
 
-def test_jobs_that_would_share_a_directory_are_refused(started, capsys):
-    assert train(["-m", "seed=0,1", "name=trial"]) == 2
-    assert started == []
-    assert "name=trial is that of 2 jobs" in capsys.readouterr().err
-    assert train(["-m", "recipe=grocery_baseline,grocery_mesa", "name=trial"]) == 0, "each recipe has its own folder"
-    assert train(["-m", "seed=0,2", "name=one,two"]) == 2, "four jobs, two names"
+def test_jobs_of_one_name_have_names_of_their_own_and_run_once(started, capsys, tmp_path):
+    """What is finished is not run again, and the table says so."""
+    words = ["-m", "recipe=grocery_baseline", "seed=0,1", "head=linear,cosine", "name=trial", f"output={tmp_path}"]
+    assert train(words) == 1
+    names = [next(word for word in command if word.startswith("name=")) for command in started]
+    assert names == [f"name='trial-seed={seed}-head={head}'" for seed in (0, 1) for head in ("linear", "cosine")]
+    for name in ("trial-seed=0-head=linear", "trial-seed=0-head=cosine", "trial-seed=1-head=cosine"):
+        (tmp_path / "grocery_baseline" / name).mkdir(parents=True)
+        write_status(tmp_path / "grocery_baseline" / name, "finished")
+    started.clear()
+    assert train(words) == 1 and len(started) == 1 and names[2] in started[0]
+    table = capsys.readouterr().out.splitlines()[-4:]
+    assert [line.split()[0] for line in table] == ["finished", "finished", "exit", "finished"]
+
+
+def test_a_single_name_is_kept(started):
+    assert train(["-m", "recipe=grocery_baseline", "seed=0", "name=trial"]) == 0
+    assert "name=trial" in started[0]

@@ -8,11 +8,11 @@ import torch
 from safetensors import safe_open
 
 import recipes
-from recipes.assemble import rebuild_network
 from recipes.checkpoint import load_checkpoint
 from recipes.cli import export
-from recipes.evaluate import stored_config
 from recipes.exported import load_exported
+from recipes.make import rebuild_network
+from recipes.stored import stored_config
 
 
 @pytest.fixture(scope="module")

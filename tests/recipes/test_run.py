@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import shlex
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ import recipes
 from datamodules.grocery import Grocery
 from lightning_modules.classification import Classification
 from lightning_modules.part import Regularizer
-from recipes.assemble import rebuild_network
 from recipes.checkpoint import load_checkpoint
+from recipes.make import rebuild_network
 from recipes.recorder import Recorder
 from recipes.run import NeverActed
 from recipes.validate import ConfigError
@@ -76,7 +77,9 @@ def test_the_directory_holds_all_that_is_promised(finished):
     assert len(events) == 1
     assert files - events == {
         "config.yaml", "command.txt", "environment.json", "metrics.csv", "results.json", "report.html",
-        "checkpoints/last.ckpt", "checkpoints/best.ckpt",
+        "status.json", ".lock",
+        "checkpoints/last.ckpt", "checkpoints/last.previous.ckpt", "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt.sha256", "checkpoints/last.previous.ckpt.sha256", "checkpoints/best.ckpt.sha256",
     }  # fmt: skip
     assert (run.directory / "report.html").read_text().lower().startswith("<!doctype html>")
     assert json.loads((run.directory / "results.json").read_text()) == results
@@ -134,7 +137,7 @@ def test_checkpoints_are_safe_complete_and_the_right_epoch(finished):
     run, results, _, _ = finished
     for name, epoch in (("last", 2), ("best", results["selected_epoch"])):
         content = torch.load(run.directory / "checkpoints" / f"{name}.ckpt", weights_only=True)
-        assert is_plain(content) and content["epoch"] == epoch
+        assert is_plain(content) and content["metrics"]["epoch"] == epoch
         assert len(content["classes"]) == 40 and content["preprocessing"]["image_size"] == 48
         assert yaml.safe_load(content["config"]) == run.config
         assert ("training" in content) == (name == "last")
@@ -155,15 +158,6 @@ def test_the_test_set_is_read_once_after_training_with_the_selected_weights(fini
     assert results["test"]["images"] == 80
     assert results["test"]["accuracy"] == (logits.argmax(1) == batch.label).sum().item() / 80
     assert results["test"]["loss"] == pytest.approx(cross_entropy(logits, batch.label).item(), rel=1e-5)
-
-
-def test_an_existing_directory_is_refused_and_left_alone(finished):
-    run = finished[0]
-    before = fingerprint(run.directory)
-    again = recipes.build("grocery_saf", [*TINY, *SAF, f"output={run.config['output']}", "name=first", "seed=4"])
-    with pytest.raises(ConfigError, match="run directory .*first exists and is not overwritten; choose another name="):
-        again.run()
-    assert fingerprint(run.directory) == before and again.task.update == 0
 
 
 def test_a_name_that_is_no_file_name(tmp_path):
@@ -247,13 +241,12 @@ class Scripted:
 
     def __init__(self, accuracies, losses):
         self.script = iter(zip(accuracies, losses, strict=True))
-        self.epoch, self.evaluated_network = -1, torch.nn.Linear(1, 1)
+        self.epoch = -1
 
     def advance(self):
         self.epoch += 1
         accuracy, loss = next(self.script)
         self.epoch_metrics = {"epoch": self.epoch, "update": self.epoch, "val/accuracy": accuracy, "val/loss": loss}
-        torch.nn.init.constant_(self.evaluated_network.weight, self.epoch)
 
 
 @pytest.mark.parametrize(
@@ -265,18 +258,18 @@ class Scripted:
     ],
 )
 def test_selection(tmp_path, accuracies, losses, selected):
-    recorder, scripted = Recorder(tmp_path, {}, dict), Scripted(accuracies, losses)
+    recorder, scripted, chosen = Recorder(tmp_path), Scripted(accuracies, losses), []
     for _ in accuracies:
         scripted.advance()
-        recorder(scripted)
+        recorder.epoch_done(scripted)
+        if recorder.is_best(scripted):
+            chosen.append(scripted.epoch)
     recorder.close()
-    assert recorder.best["epoch"] == selected
-    best, last = (load_checkpoint(tmp_path / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
-    assert best["network"]["weight"].item() == best["epoch"] == selected and last["epoch"] == 2
+    assert recorder.best["epoch"] == chosen[-1] == selected
 
 
 def test_an_epoch_without_validation_is_never_selected_over_one_with_it(tmp_path):
-    recorder = Recorder(tmp_path, {}, dict)
+    recorder = Recorder(tmp_path)
     rows = [
         ({"epoch": 0}, True),
         ({"epoch": 1, "val/accuracy": 0.5, "val/loss": 1.0}, True),
@@ -286,4 +279,5 @@ def test_an_epoch_without_validation_is_never_selected_over_one_with_it(tmp_path
         ({"epoch": 5, "val/accuracy": 0.4, "val/loss": 0.1}, False),
     ]
     for row, expected in rows:
-        assert recorder._is_best(Classification.selection(None, row)) is expected
+        task = SimpleNamespace(epoch_metrics=row, selection=lambda row: Classification.selection(None, row))
+        assert recorder.is_best(task) is expected

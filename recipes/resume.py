@@ -1,0 +1,111 @@
+"""``resume=RUN``: the configuration a run was started with, and what may differ when it goes on. Imports no torch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recipes.plain import read_yaml, value_problems
+from recipes.validate import ConfigError, part_name_problems, problems_of
+
+#: What may change from one session of a run to the next: it decides nothing about the numbers. How many processes
+#: there are is compared with the checkpoint, whatever keys led to it.
+FREE = (
+    "output",
+    "name",
+    "max_time",
+    "save_every",
+    "stop_after",
+    "callback",
+    "data.root",
+    "data.num_workers",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.process_timeout_s",
+)
+Config = dict[str, Any]
+
+
+def configure(words: Sequence[str]) -> tuple[Config, Path]:
+    """The configuration and directory of the run that ``resume=`` names, with the other words applied.
+
+    Raises:
+        ConfigError: no run there, a word that cannot be applied, or one that would make it another run.
+    """
+    directory = Path(next(word for word in words if word.startswith("resume=")).removeprefix("resume="))
+    stored = read_config(directory)
+    changed = apply(stored, [word for word in words if not word.startswith("resume=")])
+    problems = [f"resuming {directory}: {line}" for line in differences(stored, changed)]
+    if problems := problems or value_problems(changed) or problems_of(changed, "recipes.assemble.assemble"):
+        raise ConfigError(problems)
+    return changed, directory
+
+
+def read_config(directory: Path) -> Config:
+    """What a run directory says it was configured with.
+
+    Raises:
+        ConfigError: it is no run directory, or its config.yaml cannot be read or is none.
+    """
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            [f"{directory} is no run directory: it has no config.yaml; give one such as runs/RECIPE/NAME"]
+        )
+    try:
+        config = read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise ConfigError([f"{path} cannot be read: {error}"]) from error
+    if not isinstance(config, dict):
+        raise ConfigError([f"{path} is no configuration of a run"])
+    problems = value_problems(config) or part_name_problems(config) + problems_of(config, "recipes.assemble.assemble")
+    if problems:
+        raise ConfigError([f"{path}: {line}" for line in problems])
+    return config
+
+
+def apply(config: Config, words: Sequence[str]) -> Config:
+    """A copy with ``key=value`` words set; a part that is named, such as ``backbone=NAME``, stays a name."""
+    changed, problems = copy.deepcopy(config), []
+    for word in words:
+        path, equals, text = word.partition("=")
+        *parents, last = path.split(".")
+        node: Any = changed
+        for name in parents:
+            node = node.get(name) if isinstance(node, dict) else None
+        if not equals or not isinstance(node, dict) or (last not in node and path not in FREE):
+            problems.append(f"{word!r} cannot be applied to a run that is resumed; write key=value of its config.yaml")
+            continue
+        try:
+            node[last] = read_yaml(text)
+        except ValueError as error:
+            problems.append(f"{word!r} cannot be read: {error}")
+    if problems:
+        raise ConfigError(problems)
+    return changed
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """What of two configurations would make them different runs, with both values."""
+    before, after = _flat(old), _flat(new)
+    keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
+    return [
+        f"{key} is {before.get(key)!r} in the run and {after.get(key)!r} now"
+        for key in keys
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE)
+    ]
+
+
+def _flat(node: Any, path: str = "") -> dict[str, Any]:
+    """{dotted path: value} of everything that is set; what is None or empty is as if it were not there."""
+    if isinstance(node, dict):
+        return {
+            key: value
+            for name, item in node.items()
+            for key, value in _flat(item, f"{path}.{name}" if path else str(name)).items()
+        }
+    return {} if node is None or node == [] else {path: node}

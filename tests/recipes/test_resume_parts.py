@@ -1,0 +1,98 @@
+"""The resume contract over every YAML: a part or recipe added tomorrow is tested the moment its file exists."""
+
+from contextlib import suppress
+
+import pytest
+import yaml
+
+import recipes
+from recipes.catalogue import CONFIGS, LIST_GROUPS, options
+from recipes.checkpoint import CheckpointStore
+from recipes.compose import compose_config
+from recipes.self_check import differing
+from recipes.stop import Stopped
+
+pytestmark = pytest.mark.fault
+
+TINY = [
+    "data.batch_size=8",
+    "data.limit_train=24",
+    "data.limit_test=8",
+    "data.val_fraction=0.02",
+    "trainer.max_epochs=3",
+    "trainer.accelerator=cpu",
+    "evaluator=[]",
+    "callback=[]",
+]
+SMALL = {"backbone": "backbone=test_efficientnet", "schedule": "schedule.warmup_fraction=0.2"}
+#: Groups whose parts decide what training does. Others have tests of their own, or no state.
+KINDS = (
+    "attack",
+    "gradient",
+    "head",
+    "loss",
+    "mixing",
+    "optimizer",
+    "regularizer",
+    "reweighting",
+    "schedule",
+    "teacher",
+)
+PARTS = [(kind, name) for kind in KINDS for name in options(kind)]
+#: The words that let a part act in three short epochs, where its own defaults are made for long runs.
+EARLY = {"start_epoch": 0, "lag": 1}
+
+
+def words_of(kind, name):
+    """The command line that puts a part into the plainest recipe."""
+    node = yaml.safe_load((CONFIGS / kind / f"{name}.yaml").read_text(encoding="utf-8"))
+    path = f"{kind}.{name}" if kind in LIST_GROUPS else kind
+    own = node if "_target_" in node else node[name]
+    early = [f"{path}.{key}={value}" for key, value in EARLY.items() if key in own]
+    return [SMALL["backbone"], f"{kind}=[{name}]" if kind in LIST_GROUPS else f"{kind}={name}", *early]
+
+
+def on_embedded_photographs():
+    """Recipes that need no data of the user's."""
+    return [
+        name for name in options("recipe") if compose_config([f"recipe={name}"])["data"]["_target_"].endswith("Grocery")
+    ]
+
+
+def train(recipe, folder, name, words, *more):
+    with suppress(Stopped):
+        recipes.build(recipe, [*TINY, *words, f"output={folder}", f"name={name}", *more]).run()
+    return CheckpointStore(folder / recipe / name / "checkpoints").newest("last")[0]
+
+
+def check(recipe, folder, words):
+    """In mid-epoch and at the end of an epoch."""
+    whole = train(recipe, folder, "whole", words)
+    assert whole["update"] == 9
+    for update in (4, 6):
+        name = f"broken{update}"
+        assert train(recipe, folder, name, words, f"stop_after={update}")["update"] == update
+        recipes.resume_run(folder / recipe / name, ["stop_after=null"]).run()
+        again = CheckpointStore(folder / recipe / name / "checkpoints").newest("last")[0]
+        assert not (found := differing(whole, again)), found[:5]
+
+
+@pytest.mark.parametrize(("kind", "name"), PARTS, ids=[f"{kind}/{name}" for kind, name in PARTS])
+def test_every_part_resumes_exactly(kind, name, tmp_path):
+    check("grocery_baseline", tmp_path, words_of(kind, name))
+
+
+@pytest.mark.parametrize("recipe", on_embedded_photographs())
+def test_every_recipe_resumes_exactly(recipe, tmp_path):
+    regularizers = compose_config([f"recipe={recipe}"]).get("regularizer", {})
+    early = [
+        f"regularizer.{name}.{key}={value}"
+        for name, node in regularizers.items()
+        for key, value in EARLY.items()
+        if key in node
+    ]
+    check(recipe, tmp_path, [SMALL["backbone"], *early])
+
+
+def test_the_contract_looks_at_what_is_there():
+    assert len(PARTS) >= 17 and {"grocery_baseline", "grocery_saf", "grocery_mesa"} <= set(on_embedded_photographs())
