@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kernels.batch import Output
 from lightning_modules.backbones.timm_backbone import Backbone
 from lightning_modules.heads.base import Head
+from lightning_modules.surgery.base import Surgery
 
 
 class Normalize(nn.Module):
@@ -83,6 +84,7 @@ class Network(nn.Module):
         self.in_channels = backbone.in_channels
         self.num_features = backbone.num_features
         self.headless = backbone.headless
+        self.surgeries: dict[str, Surgery] = {}  # what was done to the backbone, to be taken out again at export
 
     def forward(
         self,

@@ -19,6 +19,7 @@ from lightning_modules.names import unknown_name
 from lightning_modules.norm_statistics import norm_statistics_kept
 from lightning_modules.parts import Parts
 from lightning_modules.reweightings.uniform import Uniform
+from lightning_modules.surgery.weights import computed_once
 
 
 @dataclass(slots=True)
@@ -58,29 +59,32 @@ def run_step(
     Returns:
         Detached outputs and terms of the first pass over the batch.
     """
-    if parts.mixing is not None and parts.mixing.at == "input":
-        batch = parts.mixing.mix_batch(batch, step)
-    prepared = [_prepare(parts, micro, step) for micro in batch.split(micro_batches)]
-    result = StepResult(batches=[micro for micro, _ in prepared])
-    # Those of the first pass hold for every further one: they belong to the update, not to perturbed weights.
-    coefficients: dict[int, Tensor] = _coefficients_of_all(parts, prepared, step) if len(prepared) > 1 else {}
+    with computed_once(step.network) as renew_weights:
+        if parts.mixing is not None and parts.mixing.at == "input":
+            batch = parts.mixing.mix_batch(batch, step)
+        prepared = [_prepare(parts, micro, step) for micro in batch.split(micro_batches)]
+        result = StepResult(batches=[micro for micro, _ in prepared])
+        # Those of the first pass hold for every further one: they belong to the update, not to perturbed weights.
+        coefficients: dict[int, Tensor] = _coefficients_of_all(parts, prepared, step) if len(prepared) > 1 else {}
 
-    def passes() -> Iterator[Terms]:
-        # Weights may have been moved since the last pass, and autocast would reuse their cast copies.
-        torch.clear_autocast_cache()
-        record = not result.outputs
-        for position, (micro, given) in enumerate(prepared):
-            step.coefficients = coefficients.get(position)
-            outputs = forward_views(parts, micro, step) | given
-            losses = parts.loss(outputs, micro, step)
-            terms = reduce_terms(parts, losses, outputs, micro, step)
-            if step.coefficients is not None:
-                coefficients[position] = step.coefficients
-            if record:
-                _record(result, outputs, losses, terms)
-            yield terms
+        def passes() -> Iterator[Terms]:
+            # Weights may have been moved since the last pass, and autocast would reuse their cast copies.
+            torch.clear_autocast_cache()
+            record = not result.outputs
+            for position, (micro, given) in enumerate(prepared):
+                if not record or position:  # before the first backward the graph of the weights is still whole
+                    renew_weights()
+                step.coefficients = coefficients.get(position)
+                outputs = forward_views(parts, micro, step) | given
+                losses = parts.loss(outputs, micro, step)
+                terms = reduce_terms(parts, losses, outputs, micro, step)
+                if step.coefficients is not None:
+                    coefficients[position] = step.coefficients
+                if record:
+                    _record(result, outputs, losses, terms)
+                yield terms
 
-    parts.gradient(passes, backward, step.network, step)
+        parts.gradient(passes, backward, step.network, step)
     return result
 
 

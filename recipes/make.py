@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lightning_modules.network import Network
-from lightning_modules.surgery.base import PHASES
+from lightning_modules.surgery.base import operate
 from recipes.allow import allowed, allowing, is_allowed
 from recipes.kinds import Kinds, check_callable, kinds_of, names_of, nested_kinds
 from recipes.signature import ANYWHERE, TARGET, holds_part, is_part, place_of, signature
@@ -51,10 +51,9 @@ def build_network(backbone: Part, surgery: dict[str, Part], head: Part, num_clas
     """Backbone with its pretrained weights, head, then surgery in the order of its phases; and what surgery reports."""
     body = make(backbone, group="backbone")
     network = Network(body, make(head, body.num_features, num_classes, group="head"))
-    surgeries = [make(part, group="surgery") for part in surgery.values()]
-    return network, [
-        line for item in sorted(surgeries, key=lambda item: PHASES.index(item.phase)) for line in item.apply(network)
-    ]
+    surgeries = {name: make(part, group="surgery") for name, part in surgery.items()}
+    network.surgeries = surgeries
+    return network, operate(network.backbone, surgeries)
 
 
 def without_pretrained(backbone: Part) -> Part:
