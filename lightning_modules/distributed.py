@@ -41,6 +41,15 @@ def total_over_processes(values: Tensor) -> Tensor:
     return total
 
 
+def largest_over_processes(values: Tensor) -> Tensor:
+    """The largest of each entry over all processes; itself with one."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return values
+    largest = values.clone()
+    distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+    return largest
+
+
 @torch.no_grad()
 def average_over_processes(tensors: Sequence[Tensor]) -> None:
     """Replace floating tensors by their means over all processes, in one collective for each dtype."""

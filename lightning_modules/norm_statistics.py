@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,27 @@ def norm_statistics_kept(network: nn.Module) -> Iterator[None]:
             for norm, buffers in zip(norms, saved, strict=True):
                 for name, buffer in norm.named_buffers(recurse=False):
                     buffer.copy_(buffers[name])
+
+
+@contextmanager
+def norm_statistics_frozen(network: nn.Module) -> Iterator[None]:
+    """Forwards inside normalize as they would outside and leave running means, variances and counters alone.
+
+    For passes that are not the update's own, in training mode: the inner loop of an attack, a second view. Nothing is
+    copied. The norms are told by ``track_running_stats``, which batch norms (torch's, timm's, synchronized ones) and
+    the norms of this library's surgeries honour.
+
+    Args:
+        network: whose norms are meant. It may be nested.
+    """
+    norms: list[Any] = [norm for norm in norm_modules(network) if getattr(norm, "track_running_stats", False)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 class BufferCopy:

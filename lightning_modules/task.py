@@ -94,13 +94,17 @@ class Task(LightningModule):
         self._trained: list[nn.Parameter] = []
         self.term_names: set[str] = set()
         self._forward: Callable[..., Output] = torch.compile(network.__call__) if compile else network.__call__
-        self._batch_norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._batch_norms = [
+            m
+            for m in network.modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) or getattr(m, "uses_batch_statistics", False)
+        ]
         # The parts' state is kept equal by the parts themselves; broadcasting it every step would cost and mix counts.
         self._ddp_params_and_buffers_to_ignore = {f"parts.{name}" for name, _ in parts.named_buffers()}
         self._optimizer: Any = None
         self._world, self.epoch, self.batches_done = 1, 0, 0
         self._shared_statistics: list[Tensor] = []
-        self._check_unused = False
+        self._averaged: list[nn.Parameter] = []
         self.between_updates = True
         self.stop_requested: Callable[[], bool] = lambda: False
         self.stop_agreed = False
@@ -159,7 +163,8 @@ class Task(LightningModule):
     def _prepare_processes(self) -> None:
         """Norm statistics stay equal everywhere, and dropout draws other masks in each process."""
         self._shared_statistics = statistics_in_training(self.network, self.parts)
-        self._check_unused = not getattr(self.trainer.model, "find_unused_parameters", False)
+        if not getattr(self.trainer.model, "find_unused_parameters", False):
+            self._averaged = [p for p in self.parameters() if p.requires_grad]
         if self.global_rank > 0:
             torch.manual_seed(self.context.seed + self.global_rank)
 
@@ -199,7 +204,7 @@ class Task(LightningModule):
             micro_batches=self.micro_batches,
             backward=lambda loss: self.manual_backward(loss * world if world > 1 else loss),
         )
-        if self._check_unused and any(p.grad is None for p in self._trained):
+        if any(p.grad is None for p in self._averaged):
             check_every_parameter_used(self, self.update)
         norms = self._gradient_norms()
         verdict = self.guard.check(result, norms, self.stop_requested())

@@ -129,7 +129,7 @@ def _check_processes(world: int, data: ImageData) -> None:
     if 0 < len(data.val_index) < world:
         raise ConfigError(
             [
-                f"{len(data.val_index)} validation sample(s) cannot be shared by {world} processes; use fewer processes "
+                f"{len(data.val_index)} validation sample(s) cannot be shared by {world} processes; use fewer "
                 "(trainer.devices), or hold out more with data.val_fraction"
             ]
         )

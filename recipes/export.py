@@ -11,6 +11,7 @@ import copy
 import json
 import os
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from kernels.batch import Output
 from lightning_modules.backbones.weights import classifier_keys
 from lightning_modules.heads.linear import Linear
 from lightning_modules.network import Network
+from lightning_modules.surgery.base import fold
 from recipes.exported import head_path, load_exported
 
 TOLERANCE = 1e-5  # largest absolute difference of any output in float32
@@ -67,12 +69,20 @@ def export_safetensors(
     path = Path(path)
     _check_arguments(network, path, classes, preprocessing, sample_images)
     eager = copy.deepcopy(network).cpu().float().eval()
+    with torch.no_grad():
+        expected = eager(sample_images.detach().cpu().float())
+    kept = fold(eager.backbone, eager.surgeries)
     metadata = _metadata(eager, name, kwargs, in_channels, classes, preprocessing)
-    keys = _classifier(eager, name, in_channels, kwargs)
+    metadata["surgery"] = json.dumps({key: eager.surgery_config[key] for key in kept})
+    for line in (line for lines in kept.values() for line in lines):
+        warnings.warn(f"{line}; recipes.exported.load_exported reads the file, timm alone cannot", stacklevel=2)
+    keys = {} if kept else _classifier(eager, name, in_channels, kwargs)
     targets = [path] if keys else [path, head_path(path)]
     metadata["load_with"] = (
         f"timm.create_model({name!r}, num_classes={len(classes) if keys else 0}, in_chans={in_channels}, "
         f"checkpoint_path=FILE, **kwargs)"
+        if not kept
+        else "recipes.exported.load_exported(FILE)"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     for target in targets:
@@ -82,7 +92,7 @@ def export_safetensors(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         files = [Path(folder) / target.name for target in targets]
         _write(eager, files, keys, metadata)
-        _check_files(eager, files[0], bool(keys), metadata, sample_images.detach().cpu().float())
+        _check_files(eager, expected, files[0], bool(keys), metadata, sample_images.detach().cpu().float())
         for file, target in zip(files, targets, strict=True):
             file.chmod(0o666 & ~_umask())
             os.replace(file, target)
@@ -172,10 +182,15 @@ def _write(
 
 
 @torch.no_grad()
-def _check_files(network: Network, file: Path, single: bool, metadata: dict[str, str], images: Tensor) -> None:
-    expected = network(images)
+def _check_files(
+    network: Network, expected: Output, file: Path, single: bool, metadata: dict[str, str], images: Tensor
+) -> None:
+    """Compare what the file gives with what the trained network gave, surgery and all."""
     name, classes = metadata["architecture"], int(metadata["num_classes"]) if single else 0
     kwargs, in_channels = json.loads(metadata["kwargs"]), int(metadata["in_channels"])
+    if metadata["surgery"] != "{}":
+        _compare(load_exported(file)[0](images), expected, name)
+        return
     try:
         model: Any = timm.create_model(
             name, num_classes=classes, in_chans=in_channels, checkpoint_path=str(file), **kwargs

@@ -15,6 +15,8 @@ import lightning_modules.heads
 from lightning_modules.backbones.timm_backbone import create_backbone
 from lightning_modules.heads.base import Head
 from lightning_modules.network import Network
+from lightning_modules.surgery.base import operate
+from recipes.make import make
 
 
 def load_exported(path: str | Path) -> tuple[Network, list[str], dict[str, Any]]:
@@ -31,6 +33,7 @@ def load_exported(path: str | Path) -> tuple[Network, list[str], dict[str, Any]]
     if "architecture" not in metadata:
         raise ValueError(f"{path} was not exported by this library; its weights go to backbone.pretrained={path}")
     facts = _facts(path, metadata)
+    surgeries = {name: make(node, group="surgery") for name, node in facts["surgery"].items()}
     backbone = create_backbone(
         name=metadata["architecture"],
         in_channels=facts["in_channels"],
@@ -47,6 +50,7 @@ def load_exported(path: str | Path) -> tuple[Network, list[str], dict[str, Any]]
         if ours in head.state_dict():  # a linear head without bias was written with zeros
             head_state[ours] = value.reshape(head.state_dict()[ours].shape)
     network = Network(backbone, head)
+    operate(network.backbone, surgeries)
     try:
         network.backbone.load_state_dict(state, strict=True)
         head.load_state_dict(head_state, strict=True)
@@ -69,12 +73,14 @@ def _facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     }
     try:
         facts = {key: json.loads(metadata[key]) for key in kinds}
+        facts["surgery"] = json.loads(metadata.get("surgery", "{}"))  # files of before it was written have none
     except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: the metadata cannot be read ({type(error).__name__}: {error})") from error
     stated = [(key, facts[key], kind) for key, kind in kinds.items()]
     for key, entries in inner.items():
         if isinstance(facts[key], dict):
             stated += [(f"{key}.{name}", facts[key].get(name), kind) for name, kind in entries.items()]
+    stated.append(("surgery", facts["surgery"], dict))
     for key, value, kind in stated:
         if not isinstance(value, kind):
             raise ValueError(f"{path}: {key} in the metadata must be a {kind.__name__}, got {value!r:.80}")

@@ -52,7 +52,7 @@ def build_network(backbone: Part, surgery: dict[str, Part], head: Part, num_clas
     body = make(backbone, group="backbone")
     network = Network(body, make(head, body.num_features, num_classes, group="head"))
     surgeries = {name: make(part, group="surgery") for name, part in surgery.items()}
-    network.surgeries = surgeries
+    network.surgeries, network.surgery_config = surgeries, surgery
     return network, operate(network.backbone, surgeries)
 
 

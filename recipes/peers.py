@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
 from lightning_modules.distributed import gather_objects
-from recipes.stop import Stopped, StopRequest
+from recipes.stop import SIGNALS, Stopped, StopRequest
 from recipes.strategy import DDP, Launcher
 from recipes.validate import ConfigError
-from recipes.watch import Failure, Watch, Watched
+from recipes.watch import Failure, Heard, Watch, Watched
 
 NEWS_S = 3.0  # how long the death of a process may take to become visible after its connections broke
 LEAVE_S = 10.0  # for processes that were started here to end by themselves
@@ -47,14 +47,16 @@ class Peers:
     Args:
         trainer: of the run.
         stop: requests to stop.
-        give_up: called with a message before this process ends at once, because it cannot do so in good order.
+        give_up: called with a state, ``failed`` or ``interrupted``, and a message before this process ends at once
+            because it cannot do so in good order.
     """
 
-    def __init__(self, trainer: Trainer, stop: StopRequest, give_up: Callable[[str], Any]) -> None:
+    def __init__(self, trainer: Trainer, stop: StopRequest, give_up: Callable[[str, str], Any]) -> None:
         self.strategy, self.world, self.stop, self._give_up = trainer.strategy, trainer.world_size, stop, give_up
         self.several = isinstance(self.strategy, DDP) and self.world > 1
         self.rank = trainer.global_rank if self.several else 0
         self.failed, self._met, self._parted = False, False, False
+        self._first: tuple[str, int] | None = None
         self._watch = Watch(self._end_at_once, self._unheard_stop)
         if not self.several:
             return
@@ -64,8 +66,8 @@ class Peers:
         self._parent = os.getppid()
         # Lightning's answer to SIGTERM is a collective inside the handler, which the others do not take part in.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        if self.rank > 0 and not TorchElasticEnvironment.detect() and environment.local_rank() > 0:
-            self._watch.others[0] = Watched(self._parent)
+        if isinstance(environment, LightningEnvironment) and environment.local_rank() > 0:
+            self._watch.others[self.rank - environment.local_rank()] = Watched(self._parent)
 
     def lead(self) -> None:
         """The first process, when the run can begin: start the others where nobody has, and let them go."""
@@ -93,12 +95,13 @@ class Peers:
             launcher.start()
             for number, process in enumerate(launcher.procs, start=1):
                 self._watch.others[self.rank + number] = Watched(process.pid, process.poll)
-        self._watch.start()
-        self.strategy.setup_environment()
+        with Heard() as self._heard:
+            self._watch.start()
+            self.strategy.setup_environment()
         self._watch.connect()
         places = gather_objects((socket.gethostname(), os.getpid()))
         for rank, (host, pid) in enumerate(places):
-            if host == socket.gethostname() and rank != self.rank and rank not in self._watch.others:
+            if host == socket.gethostname() and rank != self.rank and pid not in [p.pid for p in launcher.procs]:
                 self._watch.others[rank] = Watched(pid)
         self._met = True
         word = self.strategy.broadcast(word)
@@ -168,25 +171,35 @@ class Peers:
 
     def _sentence(self, failure: Failure) -> str:
         who = "another process" if failure.rank is None else f"process {failure.rank} of {self.world}"
-        return f"{who} failed, and this one ends with it: {failure.text}; what was saved is valid"
+        return (
+            f"{who} failed and ended this one: {failure.text}. What was saved is valid, and resume=RUN goes on from it"
+        )
 
     def _unheard_stop(self) -> Failure | None:
         """Requests that the main thread cannot answer; and the end of the one who started this process."""
-        if not self._met and self.stop.reason is not None:
-            return Failure(self.rank, f"stopped by {self.stop.reason} before all processes had met")
+        if not self._met and (asked := self._asked()):
+            return Failure(self.rank, f"stopped by {asked[0]} before all processes had met")
         if TorchElasticEnvironment.detect() and os.getppid() != self._parent and self.stop.reason is None:
             os.kill(os.getpid(), signal.SIGTERM)  # torchrun is gone: save and end
         return None
 
+    def _asked(self) -> tuple[str, int] | None:
+        """Why and with which exit code this process was asked to stop, whether or not a handler could run."""
+        for number in self._heard.numbers():
+            if number in SIGNALS and self._first is None:
+                self._first = SIGNALS[signal.Signals(number)]
+        return self._first or (None if self.stop.reason is None else (self.stop.reason, self.stop.exit_code))
+
     def _end_at_once(self, failure: Failure) -> None:
-        stopped = self.stop.reason is not None and not self._met
+        asked = None if self._met else self._asked()
+        stopped = asked is not None
         message = failure.text if stopped else self._sentence(failure)
         print(message if stopped else f"error: {message}", file=sys.stderr, flush=True)
         with suppress(Exception):
-            self._give_up(message)
+            self._give_up("interrupted" if stopped else "failed", message)
         if self.strategy.launcher is not None:
             self.strategy.launcher.kill(signal.SIGKILL)
-        os._exit(self.stop.exit_code if stopped else 1)
+        os._exit(asked[1] if asked else 1)
 
 
 def _broken_connection(error: BaseException) -> bool:

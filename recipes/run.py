@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from datamodules.base import ImageData
 from lightning_modules.evaluators.base import EvaluationData, Evaluator
 from lightning_modules.evaluators.result import Evaluation
+from lightning_modules.surgery.changes import is_module_line
 from lightning_modules.task import Task
 from recipes.checkpoint import CheckpointStore
 from recipes.compose import to_yaml
@@ -200,10 +201,10 @@ class Run:
             f"The system said: {first_line(error)}"
         )
 
-    def _gave_up(self, message: str) -> None:
+    def _gave_up(self, state: str, message: str) -> None:
         """Say in the directory what ends this process at once."""
         if self.directory is not None:
-            write_status(self.directory, "failed", error=message)
+            write_status(self.directory, state, error=message)
 
     def _kill_processes(self) -> None:
         """End the processes that the launcher started, before this one ends at once."""
@@ -225,6 +226,7 @@ class Run:
             write_json(directory / "environment.json", environment())
             if self.surgery_report:
                 write_text(directory / "surgery.txt", "\n".join(self.surgery_report) + "\n")
+                print(*(line for line in self.surgery_report if not is_module_line(line)), sep="\n", flush=True)
         return directory, going_on
 
     def _facts(self) -> dict[str, Any]:

@@ -64,6 +64,36 @@ def _ending(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
+class Heard:
+    """A context that hears signals while the main thread waits outside of Python, where no handler can run."""
+
+    def __init__(self) -> None:
+        self._lock, self._open = threading.Lock(), False  # a closed number may soon be that of another file
+
+    def __enter__(self) -> Heard:
+        self._ends, self._open = os.pipe(), True
+        for end in self._ends:
+            os.set_blocking(end, False)
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._main:
+            signal.set_wakeup_fd(self._before)
+        with self._lock:
+            self._open = False
+            for end in self._ends:
+                os.close(end)
+
+    def numbers(self) -> list[int]:
+        """Those that arrived since the last call; none outside the context."""
+        with self._lock, suppress(BlockingIOError):
+            return list(os.read(self._ends[0], 64)) if self._open else []
+        return []
+
+
 class Watch:
     """A thread that looks at the other processes twice a second, and ends this one where it cannot do so itself.
 
@@ -103,28 +133,34 @@ class Watch:
     def failure(self, wait_s: float = 0.0) -> Failure | None:
         """The first failure anyone knows of, waiting for news of it if need be."""
         until = time.monotonic() + wait_s
-        while (found := self._noted() or self._ended()) is None and time.monotonic() < until:
+        while (found := self._look()) is None and time.monotonic() < until:
             time.sleep(0.05)
         return found
 
-    def _noted(self) -> Failure | None:
-        if self._store is not None:
-            with suppress(Exception):
-                if self._store.check([_NOTE]):
-                    return Failure(*json.loads(self._store.get(_NOTE)))
-        return None
+    def _look(self) -> Failure | None:
+        """A note says more than a process that is gone, and may be of one that was first."""
+        ends = ((rank, other.pid, other.gone()) for rank, other in self.others.items())
+        ended = next((Failure(rank, f"pid {pid} {how}") for rank, pid, how in ends if how), None)
+        if ended is not None and ended.rank == 0 and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
+            return ended  # and the store with it
+        if noted := self._noted():
+            return noted
+        if ended is not None:
+            self.post(ended)
+        return ended
 
-    def _ended(self) -> Failure | None:
-        for rank, other in self.others.items():
-            if how := other.gone():
-                failure = Failure(rank, f"it (pid {other.pid}) {how}")
-                self.post(failure)
-                return failure
-        return None
+    def _noted(self) -> Failure | None:
+        if self._store is None:
+            return None
+        try:
+            return Failure(*json.loads(self._store.get(_NOTE))) if self._store.check([_NOTE]) else None
+        except Exception:  # the process that keeps the store is gone
+            self._store = None
+            return None
 
     def _run(self) -> None:
         while not self._over.wait(POLL_S):
+            if not (self.failure() or self.also()) or self._over.wait(GRACE_S):
+                continue
             if failure := self.failure() or self.also():
-                if not self._over.wait(GRACE_S):
-                    self.give_up(failure)
-                return
+                self.give_up(failure)

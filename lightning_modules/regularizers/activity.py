@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.batch import Step
-from lightning_modules.distributed import total_over_processes
+from lightning_modules.distributed import largest_over_processes, total_over_processes
 
 
 class Activity(nn.Module):
@@ -14,7 +14,8 @@ class Activity(nn.Module):
 
     ``epoch_sums`` holds (term, samples with a term, samples seen); ``run_sums`` holds (updates committed, updates with
     a non-zero term, first epoch with one or -1). Both persistent, so that a resumed run reports what the uninterrupted
-    one would. What an update without commit counted is forgotten.
+    one would. Of several processes each counts its own samples, and all agree at the end of an epoch. What an update
+    without commit counted is forgotten.
     """
 
     differs_between_processes = True  # each counts its own samples; ``read`` adds them up
@@ -52,7 +53,16 @@ class Activity(nn.Module):
         """The epoch's mean term over the samples of all processes that had one, and their share; resets the epoch."""
         total, present, seen = total_over_processes(self.epoch_sums).tolist()
         self.epoch_sums.zero_()
+        self._agree()
         return {mean_name: total / present if present else 0.0, share_name: present / seen if seen else 0.0}
+
+    def _agree(self) -> None:
+        """The run's counts are those of the process in which the term acted most, and its first epoch is the first."""
+        updates, active, first = self.run_sums.unbind()
+        sooner = torch.where(first < 0, torch.iinfo(first.dtype).min, -first)
+        active, sooner = largest_over_processes(torch.stack([active, sooner])).unbind()
+        first = torch.where(sooner == torch.iinfo(first.dtype).min, -1, -sooner)
+        self.run_sums.copy_(torch.stack([updates, active, first]))
 
     def report(self) -> dict[str, float]:
         """First epoch (0-based) with a non-zero term, and the share of the run's updates that had one."""

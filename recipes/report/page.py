@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lightning_modules.evaluators.result import Evaluation, Table
+from lightning_modules.surgery.changes import is_module_line
 from recipes.report.bounded import bounded_evaluation, bounded_run, short
 from recipes.report.classes import per_class_accuracy
 from recipes.report.confusion import confused_pairs, heat_map
@@ -82,6 +83,7 @@ def _sections(run: RunFiles, evaluations: Mapping[str, Evaluation]) -> list[Mark
         cards(run, main),
         _section("Learning", _grid(learning_charts(run))),
         _section("Method", _grid(method_charts(run)), lead=notes),
+        _section("Surgery", *_surgery(run)),
         *([_one_section(names[0], main)] if further else _single_sections(main)),
         *(_one_section(name, one, metric_cards(one)) for name, one in further.items()),
         _section("Timing", _grid([*timing_charts(run), timing_facts(run)])),
@@ -147,6 +149,16 @@ def _wide_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Markup
     head = element("thead", element("tr", [element("th", name, scope="col") for name in columns]))
     body = element("tbody", [element("tr", [element("td", cell) for cell in row]) for row in rows])
     return element("table", head, body, class_="wide")
+
+
+def _surgery(run: RunFiles) -> list[Markup]:
+    """What each surgery did, in the open; its modules one by one, folded away."""
+    lines = run.surgery.splitlines()
+    if not lines:
+        return []
+    heads = [element("p", line.strip(), class_="section-note") for line in lines if not is_module_line(line)]
+    modules = [line for line in lines if is_module_line(line)]
+    return [element("div", heads), _folded(f"{len(modules)} modules", element("pre", "\n".join(modules)))]
 
 
 def _reproduce(run: RunFiles, main: Evaluation, further: Mapping[str, Evaluation]) -> list[Markup]:

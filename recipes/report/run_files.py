@@ -26,6 +26,7 @@ class RunFiles:
         environment: versions and hardware, flat.
         metrics: columns of metrics.csv by name, one entry an epoch; None where a cell is empty or not finite.
         results: results.json.
+        surgery: what surgery did to the network, one line a module.
     """
 
     recipe: str
@@ -35,6 +36,7 @@ class RunFiles:
     environment: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Column] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
+    surgery: str = ""
 
     @property
     def epochs(self) -> list[float]:
@@ -63,6 +65,7 @@ def read_run(run_dir: Path) -> RunFiles:
         environment=_json(run_dir / "environment.json"),
         metrics=_columns(run_dir / "metrics.csv"),
         results=results,
+        surgery=_text(run_dir / "surgery.txt"),
     )
 
 

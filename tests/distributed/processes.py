@@ -1,0 +1,94 @@
+"""Two processes that believe torchrun started them, forked from one server that has imported everything."""
+
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from dataclasses import dataclass
+
+WORLD = 2
+PRELOAD = ["recipes", "recipes.assemble", "recipes.cli", "recipes.report.page", "torch.utils.tensorboard", __name__]
+#: A transformer without batch norm and three updates an epoch on the embedded photographs.
+TINY = [
+    "backbone=test_vit",
+    "data.batch_size=8",
+    "data.limit_train=24",
+    "data.limit_test=21",
+    "data.val_fraction=0.02",
+    "trainer=ddp",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=3",
+    "callback=[]",
+]
+SAF = ["regularizer=saf", "regularizer.saf.lag=1", "regularizer.saf.start_epoch=0"]
+
+
+@dataclass
+class Ended:
+    """How one process ended, and what it printed."""
+
+    code: int
+    text: str
+    seconds: float
+
+
+def _child(rank, world, port, function, args, log):
+    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1), os.dup2(file, 2)
+    keys = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    os.environ |= {key: str(value) for key, value in keys.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1"}
+    import torch
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    rank_zero_only.rank = rank  # read when it was imported, in the server
+    torch.set_num_threads(1)
+    sys.exit(function(rank, *args))
+
+
+def start(function, args, folder, world=WORLD):
+    """Start ``function(rank, *args)`` in every process; what it returns is the exit code."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    logs = [folder / f"log_{time.monotonic_ns()}_{rank}.txt" for rank in range(world)]
+    processes = [
+        context.Process(target=_child, args=(rank, world, port, function, args, log), daemon=True)
+        for rank, log in enumerate(logs)
+    ]
+    for process in processes:
+        process.start()
+    return processes, logs
+
+
+def finish(processes, logs, limit_s=60):
+    """Wait for all; those that are late are killed, with exit code -9."""
+    begin, seconds = time.monotonic(), []
+    for process in processes:
+        process.join(max(limit_s - (time.monotonic() - begin), 0))
+        seconds.append(time.monotonic() - begin)
+        process.kill()
+        process.join()
+    return [Ended(p.exitcode, log.read_text(), s) for p, log, s in zip(processes, logs, seconds, strict=True)]
+
+
+def together(function, *args, folder, world=WORLD, limit_s=60):
+    """How ``function(rank, *args)`` ended in each of ``world`` processes."""
+    return finish(*start(function, args, folder, world), limit_s)
+
+
+def command(rank, words):
+    """``python train.py`` with these words."""
+    from recipes.cli import train
+
+    return train(words)
+
+
+def answer(run):
+    """The exit code of a run that was built, with its message, as on the command line."""
+    from recipes import cli
+
+    return cli._main("train.py", lambda words: (run.run(), 0)[1], [])

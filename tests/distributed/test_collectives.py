@@ -1,0 +1,43 @@
+"""The collectives of the library between two processes, against what one process would have."""
+
+import pytest
+import torch
+from processes import together
+
+from kernels.batch import Step
+from lightning_modules.distributed import average_over_processes, gather
+from lightning_modules.regularizers.activity import Activity
+
+pytestmark = pytest.mark.fault
+
+
+def collectives(rank, folder):
+    """Rows in shares of unequal size, and means; what comes out is compared in the processes."""
+    torch.distributed.init_process_group("gloo")
+    whole = torch.arange(10.0).view(5, 2)
+    mine = whole[rank * 5 // 2 : (rank + 1) * 5 // 2]
+    assert len(mine) == 2 + rank and torch.equal(gather(mine, 5), whole)
+    assert torch.equal(gather(whole[2 * rank : 2 * rank + 2], 4), whole[:4])
+    tensors = [torch.full((2, 2), float(rank)), torch.full((3,), 4.0 * rank, dtype=torch.float64)]
+    average_over_processes(tensors)
+    assert tensors[0].eq(0.5).all() and tensors[1].eq(2.0).all() and tensors[1].dtype == torch.float64
+    check_activity(rank)
+    torch.distributed.destroy_process_group()
+
+
+def check_activity(rank):
+    """The term acts in the second process alone: both know of it once the epoch is over."""
+    activity = Activity()
+    for update, epoch in enumerate((0, 2, 2)):
+        step = Step(epoch, update, 0, None, None, 4)
+        activity.count(step, torch.full((2,), float(rank * epoch)))
+        activity.commit(step)
+    assert activity.acted() == (rank == 1)
+    assert activity.read("mean", "share") == {"mean": pytest.approx(8 / 12), "share": 1.0}
+    assert activity.acted() and activity.report() == {"first_active_epoch": 2, "active_step_share": 2 / 3}
+    assert Activity().read("mean", "share")["mean"] == 0.0
+
+
+def test_collectives(tmp_path):
+    ended = together(collectives, tmp_path, folder=tmp_path)
+    assert [process.code for process in ended] == [0, 0], ended[0].text

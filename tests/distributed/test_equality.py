@@ -1,0 +1,65 @@
+"""Two processes and one train the same network, on 21 samples in batches of 8, and measure the same."""
+
+import csv
+import json
+
+import pytest
+import torch
+from processes import SAF, TINY, command, together
+
+from recipes.checkpoint import CheckpointStore
+
+pytestmark = pytest.mark.fault
+#: 21 samples leave a last batch of 5: shares of 2 and 3.
+WORDS = [*TINY, "data.limit_train=21", "data.drop_last=false", "data.eval_batch_size=16"]
+MESA = ["regularizer=mesa", "regularizer.mesa.start_epoch=0", "regularizer.mesa.decay=0.9", "task.ema_decay=0.9"]
+CASES = {"saf": SAF, "mesa": [*MESA, "task.micro_batches=2", "task.clip_norm=1.0"]}
+TIMES = ("seconds", "images_per_second")
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def runs(request, tmp_path_factory):
+    """The run directories of one process and of two."""
+    folder = tmp_path_factory.mktemp("runs")
+    for world in (1, 2):
+        words = [*WORDS, *CASES[request.param], f"output={folder}", f"name=world_{world}"]
+        ended = together(command, ["recipe=grocery_saf", *words], folder=folder, world=world)
+        assert [process.code for process in ended] == [0] * world, ended[-1].text
+    return folder / "grocery_saf" / "world_1", folder / "grocery_saf" / "world_2"
+
+
+def rows(run):
+    with open(run / "metrics.csv", newline="") as file:
+        return [
+            {key: float(value) for key, value in row.items() if value and key not in TIMES}
+            for row in csv.DictReader(file)
+        ]
+
+
+def test_metrics_are_equal(runs):
+    one, two = (rows(run) for run in runs)
+    assert len(one) == 3 and [row.keys() for row in one] == [row.keys() for row in two]
+    for a, b in zip(one, two, strict=True):
+        assert b == pytest.approx(a, rel=1e-5, abs=1e-6)
+    assert one[2]["update"] == 9
+
+
+def test_results_are_equal(runs):
+    one, two = (json.loads((run / "results.json").read_text()) for run in runs)
+    assert two["test"] == pytest.approx(one["test"], rel=1e-5, abs=1e-6)
+    assert two["parts"] == one["parts"] and two["split"] == one["split"]
+    assert one["split"]["counts"] == {"train": 21, "val": one["split"]["counts"]["val"], "test": 21}
+    assert (runs[1] / "report.html").stat().st_size > 1000
+
+
+def test_weights_and_state_are_equal(runs):
+    one, two = (CheckpointStore(run / "checkpoints").newest("last")[0] for run in runs)
+    assert one["training"]["task"].keys() == two["training"]["task"].keys()
+    for name, value in one["training"]["task"].items():
+        if "activity" not in name:  # each process counts its own
+            torch.testing.assert_close(two["training"]["task"][name], value, rtol=2e-3, atol=2e-5, msg=name)
+    torch.testing.assert_close(two["network"], one["network"], rtol=1e-4, atol=2e-6)
+    assert [len(one["processes"]), len(two["processes"])] == [1, 2]
+    stores = [state for name, state in two["training"]["task"].items() if name.endswith("saf.written")]
+    if stores:
+        assert int((stores[0][0] == 2).sum()) == 21, "every sample of both processes has its row of the last epoch"
