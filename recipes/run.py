@@ -112,8 +112,8 @@ class Run:
             lock = Lock(self.directory)
             try:
                 lock.take()
-            except Locked as error:
-                raise ConfigError([str(error)]) from error
+            except (Locked, OSError) as error:
+                raise ConfigError([f"cannot run in {self.directory}: {error}"]) from error
             try:
                 return self._run(self.directory, going_on, stop, peers)
             finally:
@@ -185,9 +185,11 @@ class Run:
         except Stopped:
             raise
         except RuntimeError:
-            if stop.reason is None or not self.task.between_updates or peers.several:  # others may be elsewhere
+            if stop.reason is None or peers.several:  # others may be elsewhere
                 raise
-            keeper.save(self.task)  # the signal also ended a loader process; the last update is complete
+            if self.task.between_updates:  # the signal also ended a loader process; the last update is complete
+                keeper.save(self.task)
+            stop.raise_if_requested("a loader process ended with it; what was saved is valid, and resume=RUN goes on")
         finally:
             stop.training = peers.failed  # a launcher that ends the rest does not break into the report of it
             keeper.wait()

@@ -92,6 +92,15 @@ def test_a_directory_in_use_is_refused_until_its_process_dies(tmp_path):
     assert recipes.resume_run(folder, ["stop_after=null"]).run()["updates"] == 4
 
 
+def test_a_directory_that_cannot_be_locked_is_refused(tmp_path):
+    with pytest.raises(Stopped):
+        build(tmp_path, "name=a", "stop_after=1").run()
+    (tmp_path / "grocery_baseline" / "a" / ".lock").unlink()
+    (tmp_path / "grocery_baseline" / "a" / ".lock").mkdir()
+    with pytest.raises(ConfigError, match="cannot run in .*/a: "):
+        recipes.resume_run(tmp_path / "grocery_baseline" / "a").run()
+
+
 def test_a_lock_that_says_nothing_or_lies_is_taken_over(tmp_path):
     for text in ("", "{", '{"pid": 1, "host": "elsewhere"}', "[]"):
         (tmp_path / ".lock").write_text(text)
