@@ -84,7 +84,9 @@ class Network(nn.Module):
         self.in_channels = backbone.in_channels
         self.num_features = backbone.num_features
         self.headless = backbone.headless
-        self.surgeries: dict[str, Surgery] = {}  # what was done to the backbone, to be taken out again at export
+        # What was done to the backbone, to be taken out again at export, and the configuration that says so.
+        self.surgeries: dict[str, Surgery] = {}
+        self.surgery_config: dict[str, Any] = {}
 
     def forward(
         self,

@@ -101,7 +101,31 @@ def parameter_groups(
         groups += param_groups_weight_decay(module, weight_decay=weight_decay)
     if decay_norm_and_bias:
         groups = [{**group, "weight_decay": weight_decay} for group in groups]
-    return [group for group in groups if group["params"]]
+    return _split(groups, [backbone, *others])
+
+
+def _split(groups: list[Group], modules: list[Any]) -> list[Group]:
+    """Own parameters of a module with ``group_options`` (a dict of group keys) leave for groups with these options.
+
+    Their ``lr_scale`` multiplies that of the group they leave.
+    """
+    own: dict[int, Group] = {
+        id(parameter): options
+        for root in modules
+        for module in root.modules()
+        if (options := getattr(module, "group_options", None))
+        for parameter in module.parameters(recurse=False)
+    }
+    result: list[Group] = []
+    for group in groups:
+        apart: dict[str, Group] = {}
+        for parameter in group["params"]:
+            options = own.get(id(parameter), {})
+            scale = group.get("lr_scale", 1.0) * options.get("lr_scale", 1.0)
+            new = {**group, **options, **({"lr_scale": scale} if "lr_scale" in options else {}), "params": []}
+            apart.setdefault(repr(sorted(options.items())), new)["params"].append(parameter)
+        result += apart.values()
+    return result
 
 
 def _head_is_a_layer(network: Any) -> bool:

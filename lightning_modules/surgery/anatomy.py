@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import GroupNorm, GroupNorm1, LayerNorm, LayerNorm2d, ScaledStdConv2d, StdConv2d
+from timm.layers import GroupNorm, GroupNorm1, LayerNorm, LayerNorm2d, PatchEmbed, ScaledStdConv2d, StdConv2d
 from torch import Tensor, nn
 
 from lightning_modules.norm_statistics import norm_statistics_kept
 
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, GroupNorm, GroupNorm1, LayerNorm, LayerNorm2d)
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, GroupNorm, GroupNorm1, LayerNorm, LayerNorm2d)
 STANDARDIZED = (StdConv2d, ScaledStdConv2d)  # and their "Same" variants, which derive from neither
 DEFAULT_SIZE = 224
 
@@ -148,9 +148,9 @@ def _eval(module: nn.Module) -> Iterator[None]:
 
 def _own_size(backbone: nn.Module, config: dict[str, Any]) -> int:
     """The image size a model was made for; transformers take no other."""
-    patches = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
-    if patches is not None:
-        return int(patches[0])
+    for module in backbone.modules():
+        if isinstance(module, PatchEmbed) and module.img_size is not None:
+            return int(module.img_size[0])
     return int((config.get("input_size") or (3, DEFAULT_SIZE, DEFAULT_SIZE))[-1])
 
 

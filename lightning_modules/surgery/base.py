@@ -3,43 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 from torch import nn
 
 from lightning_modules.surgery.anatomy import Anatomy, Layer
+from lightning_modules.surgery.changes import Changes
 
 Phase = Literal["replace", "operation", "parametrize"]
 #: The order of surgeries: replace modules, change one layer's operation, parametrize weights.
 PHASES: tuple[Phase, ...] = ("replace", "operation", "parametrize")
-
-
-@dataclass(slots=True)
-class Changes:
-    """What a surgery did, for the report.
-
-    Attributes:
-        changed: {module name: what it is now}.
-        skipped: {module name: why it was left}.
-        notes: sentences about the whole, warnings included.
-    """
-
-    changed: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def lines(self, name: str) -> list[str]:
-        """The report as text, one line a module.
-
-        Args:
-            name: of the surgery.
-        """
-        head = f"{name}: {len(self.changed)} modules changed, {len(self.skipped)} left as they are"
-        changed = [f"  changed {module}: {what}" for module, what in self.changed.items()]
-        skipped = [f"  left {module}: {why}" for module, why in self.skipped.items()]
-        return [head, *(f"  {note}" for note in self.notes), *changed, *skipped]
 
 
 class Surgery:
@@ -47,6 +21,7 @@ class Surgery:
 
     Class attributes:
         phase: when it is applied among several.
+        rank: its place among those of one phase, lower first.
         does: what it does to the network: ``replaces_batch_norm``, ``standardizes_weights``, ...
         refuses: effects of other surgeries that make this one meaningless, each with the mathematical reason.
 
@@ -56,6 +31,7 @@ class Surgery:
     """
 
     phase: ClassVar[Phase]
+    rank: ClassVar[int] = 0
     does: ClassVar[frozenset[str]] = frozenset()
     refuses: ClassVar[dict[str, str]] = {}
 
@@ -143,7 +119,8 @@ def operate(backbone: nn.Module, surgeries: dict[str, Surgery], image_size: int 
     check_together(surgeries)
     lines: list[str] = []
     for phase in PHASES:
-        now = {name: surgery for name, surgery in surgeries.items() if surgery.phase == phase}
+        now = dict(sorted(surgeries.items(), key=lambda item: item[1].rank))
+        now = {name: surgery for name, surgery in now.items() if surgery.phase == phase}
         if now:
             anatomy = Anatomy.of(backbone, image_size)
             for name, surgery in now.items():
@@ -151,7 +128,11 @@ def operate(backbone: nn.Module, surgeries: dict[str, Surgery], image_size: int 
     return lines
 
 
-def fold(backbone: nn.Module, surgeries: dict[str, Surgery]) -> list[str]:
-    """Take surgeries out again, last phase first; sentences about what has to stay."""
-    ordered = sorted(surgeries.values(), key=lambda surgery: PHASES.index(surgery.phase), reverse=True)
-    return [line for surgery in ordered for line in surgery.fold(backbone)]
+def fold(backbone: nn.Module, surgeries: dict[str, Surgery]) -> dict[str, list[str]]:
+    """Take surgeries out again, last phase first.
+
+    Returns:
+        {name of a surgery whose modules have to stay: sentences about them}; empty where the backbone is plain.
+    """
+    ordered = sorted(surgeries.items(), key=lambda item: PHASES.index(item[1].phase), reverse=True)
+    return {name: lines for name, surgery in ordered if (lines := surgery.fold(backbone))}

@@ -14,8 +14,8 @@ from torch.nn.utils import parametrize
 class WeightFunction(nn.Module):
     """A parametrization ``weight = f(original)``, registered by ``parametrize.register_parametrization``.
 
-    A subclass defines ``forward(original)`` and, where the function can be inverted, ``right_inverse(weight)``. One that
-    can compute several weights in fewer kernels overrides ``compute_all``.
+    A subclass defines ``forward(original)`` and, where the function can be inverted, ``right_inverse(weight)``. One
+    that can compute several weights in fewer kernels overrides ``compute_all``.
     """
 
     @staticmethod
@@ -27,6 +27,21 @@ class WeightFunction(nn.Module):
 def parametrized(network: nn.Module) -> dict[str, nn.Module]:
     """Modules whose weight is a function, by name."""
     return {name: module for name, module in network.named_modules() if parametrize.is_parametrized(module, "weight")}
+
+
+@torch.no_grad()
+def bake(module: nn.Module) -> None:
+    """Make the present weight a plain parameter again, and the module one of its own class.
+
+    torch's ``remove_parametrizations`` changes the class that a deep copy shares with its original, which is then left
+    without a weight.
+    """
+    weight = nn.Parameter(module.weight.detach().clone(), module.parametrizations["weight"].original.requires_grad)  # type: ignore[index, operator, union-attr]
+    module.__class__ = type(module).__bases__[0]
+    del module._modules["parametrizations"]
+    rest = dict(module._parameters)
+    module._parameters.clear()
+    module._parameters.update({"weight": weight, **rest})
 
 
 @contextmanager
