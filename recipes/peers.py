@@ -64,8 +64,6 @@ class Peers:
         self._external = environment.creates_processes_externally
         self._keys = {key: os.environ.get(key) for key in _LAUNCH_KEYS}
         self._parent = os.getppid()
-        # Lightning's answer to SIGTERM is a collective inside the handler, which the others do not take part in.
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         if isinstance(environment, LightningEnvironment) and environment.local_rank() > 0:
             self._watch.others[self.rank - environment.local_rank()] = Watched(self._parent)
 

@@ -61,7 +61,7 @@ def create_trainer(
     _quiet()
     keep_freed_memory()
     try:
-        return Trainer(
+        trainer = Trainer(
             max_epochs=max_epochs,
             accelerator=_without_mps(accelerator),
             devices=devices,
@@ -84,6 +84,11 @@ def create_trainer(
             f"trainer.accelerator={accelerator} with trainer.devices={devices} cannot be had here: {error}; "
             "trainer.accelerator=auto trainer.devices=1 runs everywhere"
         ) from error
+    # Signals are answered by recipes.stop. Lightning's answer to SIGTERM saves nothing and is a collective inside the
+    # handler; and when it gives "its" handlers back it takes away torch's for SIGCHLD, without which a loader process
+    # that was killed is noticed only after data.worker_timeout_s.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def _environment() -> list[Any]:

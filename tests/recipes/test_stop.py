@@ -151,6 +151,17 @@ def test_two_sigterms_of_one_request(monkeypatch):
     assert ended == [143]
 
 
+def test_other_handlers_are_left_alone(tmp_path):
+    """Among them torch's for SIGCHLD, which notices a loader process that died."""
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    run = build(tmp_path, "stop_after=2", "data.num_workers=1")
+    with pytest.raises(Stopped):
+        run.run()
+    after = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    changed = {number for number in before if before[number] != after[number]}
+    assert changed <= {signal.SIGCHLD} and after[signal.SIGCHLD] != signal.SIG_DFL
+
+
 def test_a_loader_that_the_signal_ended_as_well(tmp_path, whole):
     """Schedulers signal every process of a job: a worker that dies of it does not cost the last updates."""
     run = build(tmp_path, "data.num_workers=1")
