@@ -23,7 +23,7 @@ import recipes.report.page  # noqa: F401  # imported here once, not in every chi
 from benchmarks.timing import save
 from recipes.cli import train
 
-CIFAR = ["backbone=cifar_resnet20", "data.verify=false", "data.limit_train=2500", "data.limit_test=2000"]
+CIFAR = ["backbone=cifar_resnet20", "data.verify=false", "data.limit_train=2000", "data.limit_test=2000"]
 CIFAR += ["data.val_fraction=0.02", "callback=[]"]
 #: {case: words}; each runs as it is and with ``~surgery``.
 CASES = {
@@ -37,7 +37,7 @@ CASES = {
     "cifar, compander": ["recipe=cifar_compander"],
     "cifar, ghost_bn, batch 512": ["recipe=cifar_large_batch_ghost_bn", "data.batch_size=512", "optimizer.lr=0.2"],
 }
-EPOCHS = {"cifar, ws_bcn, batch 2": 4, "cifar": 15, "embedded, ws_bcn, batch 4": 30}
+EPOCHS = {"cifar, ws_bcn, batch 2": 3, "cifar": 10, "embedded": 30}
 
 
 def epochs_of(case: str) -> int | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -12,6 +15,11 @@ from datamodules.order import ShuffledOrder, StoredOrder
 from kernels.batch import Batch
 
 TIMEOUT_S = 600  # a batch that takes longer than this hangs
+GRACE_S = 2.0  # what a loader process goes on for after SIGTERM: its main process may have to finish and save
+
+
+class LoaderDied(RuntimeError):
+    """A loader process died or hangs."""
 
 
 class Loader(DataLoader[Batch]):
@@ -35,7 +43,7 @@ class Loader(DataLoader[Batch]):
                 reason = _explanation(str(error), self.timeout) if isinstance(error, RuntimeError) else None
                 if reason is None:
                     raise
-                raise RuntimeError(reason) from error
+                raise LoaderDied(reason) from error
             yield batch
 
 
@@ -75,7 +83,7 @@ def make_loader(
         timeout_s: seconds to wait for a batch of a loader process.
 
     Raises:
-        RuntimeError: while iterating, for a loader process that died or hangs. What a source raises comes through.
+        LoaderDied: while iterating, for a loader process that died or hangs. What a source raises comes through.
     """
     # Its own generator: a loader without one draws its workers' base seed from the global state, once for each
     # iterator, and a resumed run would then miss a draw.
@@ -88,7 +96,21 @@ def make_loader(
         pin_memory=num_workers > 0 and torch.cuda.is_available(),
         persistent_workers=persistent_workers and num_workers > 0,
         timeout=timeout_s if num_workers > 0 else 0,
+        worker_init_fn=_outlive_signals if num_workers > 0 else None,
     )
+
+
+def _outlive_signals(worker: int) -> None:
+    """A signal to all processes of a job is answered by the main one; a loader that ended first would interrupt it."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(number: int, frame: Any) -> None:
+    timer = threading.Timer(GRACE_S, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
 
 
 def _as_it_is(batch: Any) -> Any:

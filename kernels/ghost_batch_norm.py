@@ -125,19 +125,58 @@ class _Ghosts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, mean, invstd = ctx.saved_tensors
-        layout = torch.channels_last if input.is_contiguous(memory_format=torch.channels_last) else None
-        grad = grad.contiguous(memory_format=layout or torch.contiguous_format)
-        needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[3], ctx.needs_input_grad[4]]
-        grad_input = torch.empty_like(input) if needs[0] else None
-        grad_weights, grad_biases = [], []
-        for i, (g, x) in enumerate(zip(grad.chunk(ctx.ghosts), input.chunk(ctx.ghosts), strict=True)):
-            found = torch.ops.aten.native_batch_norm_backward(
-                g, x, weight, None, None, mean[i], invstd[i], True, ctx.eps, needs
-            )
-            if grad_input is not None:
-                grad_input.chunk(ctx.ghosts)[i].copy_(found[0])
-            grad_weights.append(found[1])
-            grad_biases.append(found[2])
-        grad_weight = torch.stack(grad_weights).sum(0) if needs[1] else None
-        grad_bias = torch.stack(grad_biases).sum(0) if needs[2] else None
+        channels_last = input.is_contiguous(memory_format=torch.channels_last)
+        grad = grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        chunks = list(zip(grad.chunk(ctx.ghosts), input.chunk(ctx.ghosts), mean, invstd, strict=True))
+        grad_input = torch.empty_like(input) if ctx.needs_input_grad[0] else None
+        if grad_input is None:
+            sums = [_backward(*chunk, weight, ctx.eps, False)[1:] for chunk in chunks]
+        elif channels_last:
+            sums = _write_passes(chunks, weight, ctx.eps, grad_input)
+        else:
+            sums = _write_copies(chunks, weight, ctx.eps, grad_input)
+        grad_weight = torch.stack([of_weight for of_weight, _ in sums]).sum(0) if ctx.needs_input_grad[3] else None
+        grad_bias = torch.stack([of_bias for _, of_bias in sums]).sum(0) if ctx.needs_input_grad[4] else None
         return grad_input, None, None, grad_weight, grad_bias, None, None, None
+
+
+Chunk = tuple[Tensor, Tensor, Tensor, Tensor]  # gradient of the output, input, mean, inverse standard deviation
+Sums = list[tuple[Tensor, Tensor]]  # gradients of weight and bias, for each chunk
+
+
+def _backward(
+    g: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, eps: float, of_input: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, weight and bias of one chunk."""
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_batch_norm_backward(
+        g, x, weight, None, None, mean, invstd, True, eps, [of_input, True, True]
+    )
+    return found
+
+
+def _write_copies(chunks: list[Chunk], weight: Tensor | None, eps: float, grad_input: Tensor) -> Sums:
+    """A copy of the gradient of each chunk."""
+    sums = []
+    for chunk, place in zip(chunks, grad_input.chunk(len(chunks)), strict=True):
+        of_input, *of_affine = _backward(*chunk, weight, eps, True)
+        place.copy_(of_input)
+        del of_input  # the next chunk's takes its memory, which is in the cache
+        sums.append((of_affine[0], of_affine[1]))
+    return sums
+
+
+def _write_passes(chunks: list[Chunk], weight: Tensor | None, eps: float, grad_input: Tensor) -> Sums:
+    """``s g + c1 x + c0``, with s = weight * invstd and the sums of the chunk in c1 and c0.
+
+    Without a copy; faster than ``_write_copies`` where channels are last, and slower where they are not.
+    """
+    sums = []
+    for (g, x, mean, invstd), place in zip(chunks, grad_input.chunk(len(chunks)), strict=True):
+        _, of_weight, of_bias = _backward(g, x, mean, invstd, weight, eps, False)
+        s = invstd if weight is None else weight * invstd
+        share = s * (-x.shape[1] / x.numel())
+        c1 = share * invstd * of_weight
+        c0 = torch.addcmul(share * of_bias, c1, mean, value=-1)
+        torch.addcmul(c0.view(-1, 1, 1), x, c1.view(-1, 1, 1), out=place).addcmul_(g, s.view(-1, 1, 1))
+        sums.append((of_weight, of_bias))
+    return sums

@@ -53,7 +53,7 @@ class FiniteGuard:
             raise ValueError(f"max_nonfinite must be at least 1, got {max_in_row}; use nonfinite=raise to allow none")
         self._copy: BufferCopy | None = None
         self._in_row = self._in_epoch = self._total = 0
-        self._restored_from = -1
+        self._restored_from, self._advanced = -1, False
 
     def prepare(self, network: nn.Module, parts: nn.Module) -> None:
         """Allocate room for the buffers, on the device they train on; needed for ``skip`` alone."""
@@ -71,6 +71,7 @@ class FiniteGuard:
         verdict = check_finite(result, gradient_norms, stop)
         if verdict.ok and self.policy == "skip":
             self._in_row = 0
+        self._advanced = self._advanced or verdict.ok
         return verdict
 
     def act(
@@ -125,8 +126,9 @@ class FiniteGuard:
         self.load(counts)  # a checkpoint brings older ones
         if update is None:
             self._fail(message, "task.nonfinite=rollback finds no good checkpoint yet to go back to")
-        self._in_row = self._in_row + 1 if update == self._restored_from else 1
-        self._restored_from = update
+        # A failed batch counts as an update too: the same weights may be saved again under another number.
+        self._in_row = 1 if self._advanced and update != self._restored_from else self._in_row + 1
+        self._restored_from, self._advanced = update, False
         if self._in_row > self.max_in_row:
             times = f"{self.max_in_row} times before (task.max_nonfinite)"
             self._fail(message, f"training already went back to the checkpoint of update {update} {times}")
@@ -161,9 +163,11 @@ class FiniteGuard:
             "in_epoch": self._in_epoch,
             "total": self._total,
             "restored_from": self._restored_from,
+            "advanced": int(self._advanced),
         }
 
     def load(self, state: dict[str, int]) -> None:
         """The inverse of ``state``."""
         self._in_row, self._in_epoch = state["in_row"], state["in_epoch"]
         self._total, self._restored_from = state["total"], state["restored_from"]
+        self._advanced = bool(state["advanced"])

@@ -105,7 +105,7 @@ class Task(LightningModule):
         self._world, self.epoch, self.batches_done = 1, 0, 0
         self._shared_statistics: list[Tensor] = []
         self._averaged: list[nn.Parameter] = []
-        self.between_updates = True
+        self.between_updates = False  # only then is the state one that can be saved
         self.stop_requested: Callable[[], bool] = lambda: False
         self.stop_agreed = False
         self.samples, self._epoch_start, self.train_seconds = 0, 0.0, 0.0
@@ -159,6 +159,7 @@ class Task(LightningModule):
         for observer in self.observers:
             observer.train_begins(self)
         self._epoch_start = time.monotonic() - self.train_seconds
+        self.between_updates = True
 
     def _prepare_processes(self) -> None:
         """Norm statistics stay equal everywhere, and dropout draws other masks in each process."""
@@ -290,6 +291,7 @@ class Task(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Turn the sums of the epoch into one row of metrics."""
+        self.between_updates = False
         samples = self.samples
         sums = self.train_meter.read(self._sum_over_processes)
         updates = self.context.steps_per_epoch - self.guard.lost_in_epoch
@@ -309,6 +311,7 @@ class Task(LightningModule):
         self._val_metrics = {}  # an epoch without validation has no metrics of an earlier one
         for observer in self.observers:
             observer.epoch_done(self)
+        self.between_updates = True
 
 
 def _check(parts: Parts, micro_batches: int, clip_norm: float | None, ema_decay: float | None) -> None:

@@ -41,6 +41,7 @@ def load_modules(task: Task, shared: dict[str, Any], own: dict[str, Any]) -> Non
     task.load_state_dict(shared["task"])
     for name, state in own["parts"].items():
         task.parts.get_submodule(name).load_state_dict(state)
+    task.guard.load(shared["guard"])
     task.update = shared["update"]
 
 
@@ -48,7 +49,6 @@ def load_rest(task: Task, shared: dict[str, Any], own: dict[str, Any]) -> None:
     """Optimizer, sums and, last, the random generators; on the device, right before the first update."""
     for optimizer, state in zip(task.trainer.optimizers, shared["optimizers"], strict=True):
         optimizer.load_state_dict(state)
-    task.guard.load(shared["guard"])
     task.train_meter.load(own["meter"], task.device)
     task.term_names = set(own["terms"])
     task.samples, task.train_seconds = own["samples"], own["seconds"]

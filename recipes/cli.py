@@ -11,7 +11,7 @@ from recipes.validate import ConfigError
 
 USAGE_ERROR = 2
 #: Errors of a run that explain themselves; by name, because their classes come with torch.
-EXPECTED = ("NeverActed", "NonFiniteError", "OutOfMemory", "ProcessFailed", "Stopped")
+EXPECTED = ("ChildStopped", "NeverActed", "NonFiniteError", "OutOfMemory", "ProcessFailed", "Stopped")
 
 
 def train(argv: Sequence[str] | None = None) -> int:

@@ -39,7 +39,7 @@ def open_directory(output: str, recipe: str, name: str | None, seed: int, config
         raise ConfigError([f"name={name!r} must be a plain file name: letters, digits and ._=+- (at most 100)"])
     first = Path(output) / recipe / (name or f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_seed{seed}")
     for directory in (first, *(first.with_name(f"{first.name}_{number}") for number in range(2, 10_000))):
-        if not directory.exists():
+        if not directory.exists() or (name is not None and _is_husk(directory)):
             return _make(directory), False
         if name is not None and read_status(directory).get("state") != "finished":
             _check_same_run(directory, config)
@@ -47,14 +47,16 @@ def open_directory(output: str, recipe: str, name: str | None, seed: int, config
     raise ConfigError([f"there are 9,999 runs {first}; choose another name="])
 
 
+def _is_husk(directory: Path) -> bool:
+    """Whether a process was killed between making the directory and saying what run it is for."""
+    ours = {"checkpoints", "environment.json", "command.txt", "surgery.txt", ".lock"}
+    names = {entry.name for entry in directory.iterdir()} if directory.is_dir() else {"a file"}
+    return names <= ours and "checkpoints" in names and not any((directory / "checkpoints").iterdir())
+
+
 def _make(directory: Path) -> Path:
     try:
-        directory.mkdir(parents=True)
-        (directory / "checkpoints").mkdir()
-    except FileExistsError:
-        raise ConfigError(
-            [f"the run directory {directory} was made by another process just now; start again"]
-        ) from None
+        (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError([f"cannot make the run directory {directory}: {error}; choose another output="]) from error
     return directory
@@ -63,7 +65,11 @@ def _make(directory: Path) -> Path:
 def _check_same_run(directory: Path, config: dict[str, Any]) -> None:
     from recipes.resume import differences, read_config
 
-    if Lock(directory).live():
+    try:
+        live = Lock(directory).live()
+    except OSError as error:
+        raise ConfigError([f"cannot lock {directory}: {error}; choose another name="]) from error
+    if live:
         raise ConfigError([f"a run in {directory} is at work right now; choose another name="])
     if found := differences(read_config(directory), config):
         raise ConfigError(

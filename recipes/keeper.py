@@ -99,12 +99,15 @@ class Keeper(Observer):
         if self.recorder is not None and self.store is not None and self.recorder.is_best(task):
             row = self.recorder.rows[-1]
             self.store.save("best", {**self._about(task), "metrics": row, "update": row["update"]})
+            self.store.wait()  # ``last`` must not name a best that is not there
         self.save(task)
         if task.agree_on_stop():
             self._end(task)
 
     def save(self, task: Task) -> None:
         """Write ``last``; every process takes part."""
+        if self.stop.reason is not None:
+            self.stop.children_may_end()
         own = gather_objects(process_state(task))
         if self.store is None or self.recorder is None:
             return

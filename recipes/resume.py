@@ -13,8 +13,6 @@ from recipes.validate import ConfigError, part_name_problems, problems_of
 #: What may change from one session of a run to the next: it decides nothing about the numbers. How many processes
 #: there are is compared with the checkpoint, whatever keys led to it.
 FREE = (
-    "output",
-    "name",
     "max_time",
     "save_every",
     "stop_after",
@@ -38,6 +36,7 @@ def configure(words: Sequence[str]) -> tuple[Config, Path]:
     """
     directory = Path(next(word for word in words if word.startswith("resume=")).removeprefix("resume="))
     stored = read_config(directory)
+    stored["stop_after"] = None  # it ended the session before
     changed = apply(stored, [word for word in words if not word.startswith("resume=")])
     problems = [f"resuming {directory}: {line}" for line in differences(stored, changed)]
     if problems := problems or value_problems(changed) or problems_of(changed, "recipes.assemble.assemble"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +15,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from datamodules.base import ImageData
+from datamodules.loader import LoaderDied
 from lightning_modules.evaluators.base import EvaluationData, Evaluator
 from lightning_modules.evaluators.result import Evaluation
 from lightning_modules.surgery.changes import is_module_line
@@ -123,15 +126,18 @@ class Run:
         if read_status(directory).get("state") == "finished":
             print(f"{directory} is finished; its results are in results.json", flush=True)
             return cast(dict[str, Any], json.loads((directory / "results.json").read_text(encoding="utf-8")))
+        self._describe(directory)
         write_status(directory, "running", pid=os.getpid())
         try:
-            results = self._train_and_evaluate(directory, going_on, stop, peers)
+            with stop.as_stopped():
+                results = self._train_and_evaluate(directory, going_on, stop, peers)
         except Stopped as error:
             position = {"epoch": self.task.epoch, "batches_done": self.task.batches_done, "update": self.task.update}
             write_status(directory, "interrupted", reason=error.reason, exit_code=error.exit_code, **position)
             raise
         except BaseException as error:
-            write_status(directory, "failed", error=f"{type(error).__name__}: {error}")
+            with suppress(OSError):  # a full disk may be what the error is about
+                write_status(directory, "failed", error=f"{type(error).__name__}: {error}")
             if ran_out_of_memory(error):
                 raise OutOfMemory(self._memory_advice(error)) from error
             raise
@@ -148,7 +154,10 @@ class Run:
         store.clean()
         found = store.newest("last") if going_on else None
         content, path = found if found else (None, None)
+        if going_on and content is None:
+            refuse_to_start_over(directory)
         if content is not None:
+            (self.task.epoch, self.task.batches_done), self.task.update = content["position"], content["update"]
             check_same(content, self.config, self.data, self.trainer.world_size)
             print(f"going on from {path}: {where(content)}", flush=True)
         recorder = Recorder(directory, content["record"] if content else None)
@@ -160,6 +169,7 @@ class Run:
             recorder.close()
         stop.raise_if_requested(f"trained to the end; python train.py resume={directory} evaluates")
         evaluations = self._evaluate(directory, recorder)
+        stop.raise_if_requested(f"evaluating; python train.py resume={directory} evaluates again")
         results = self._results(recorder, evaluations)
         write_json(directory / "results.json", results)
         from recipes.report.page import write_report
@@ -178,13 +188,14 @@ class Run:
         self.task.failure_directory = self.directory
         self.task.restore_good = keeper.restore_good
         self.task.stop_requested = lambda: stop.reason is not None
+        stop.may_break = lambda: self.task.between_updates
         stop.training = True
         try:
             with peers.explaining():
                 self.trainer.fit(self.task, datamodule=self.data)
         except Stopped:
             raise
-        except RuntimeError:
+        except LoaderDied:
             if stop.reason is None or peers.several:  # others may be elsewhere
                 raise
             if self.task.between_updates:  # the signal also ended a loader process; the last update is complete
@@ -217,19 +228,22 @@ class Run:
     def _open(self) -> tuple[Path, bool]:
         """The run's directory, and whether there is something in it to go on with."""
         if self.resume is not None:
-            with open(self.resume / "command.txt", "a", encoding="utf-8") as file:
-                file.write(self.command + "\n")
             return self.resume, True
         config = self.config
         directory, going_on = open_directory(config["output"], config["recipe"], config["name"], config["seed"], config)
-        if not going_on:
-            write_text(directory / "config.yaml", to_yaml(config))
-            write_text(directory / "command.txt", self.command + "\n")
-            write_json(directory / "environment.json", environment())
-            if self.surgery_report:
-                write_text(directory / "surgery.txt", "\n".join(self.surgery_report) + "\n")
-                print(*(line for line in self.surgery_report if not is_module_line(line)), sep="\n", flush=True)
         return directory, going_on
+
+    def _describe(self, directory: Path) -> None:
+        """Write what says how the run came to be; what a killed process did not come to write is made up for."""
+        if not (directory / "environment.json").is_file():
+            write_json(directory / "environment.json", environment())
+        with open(directory / "command.txt", "a", encoding="utf-8") as file:  # one line a session
+            file.write(self.command + "\n")
+        if self.surgery_report:
+            write_text(directory / "surgery.txt", "\n".join(self.surgery_report) + "\n")
+            print(*(line for line in self.surgery_report if not is_module_line(line)), sep="\n", flush=True)
+        if not (directory / "config.yaml").is_file():  # last: with it the directory is that of a run
+            write_text(directory / "config.yaml", to_yaml(self.config))
 
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint needs to be understood without its run directory."""
@@ -242,11 +256,18 @@ class Run:
 
     def _evaluate(self, directory: Path, recorder: Recorder) -> dict[str, Evaluation]:
         """Every evaluator on the test set, with the weights validation selected."""
-        found = CheckpointStore(directory / "checkpoints").newest("best", update=int(recorder.best["update"]))
+        store, update = CheckpointStore(directory / "checkpoints"), int(recorder.best["update"])
+        found = store.newest("best", update=update) or store.newest("best")
         if found is None:
             raise FileNotFoundError(
-                f"no checkpoint in {directory / 'checkpoints'} verifies as the best one (update "
-                f"{recorder.best['update']}); evaluate another with python evaluate.py checkpoint=FILE"
+                f"no checkpoint in {directory / 'checkpoints'} verifies as the best one (update {update}); evaluate "
+                "another with python evaluate.py checkpoint=FILE"
+            )
+        if found[0]["update"] != update:
+            warnings.warn(
+                f"the weights that validation selected (update {update}) are not there; tested are those of "
+                f"{found[1]} (update {found[0]['update']})",
+                stacklevel=2,
             )
         network = self.task.evaluated_network
         network.load_state_dict(found[0]["network"])  # type: ignore[union-attr, operator]
@@ -282,6 +303,22 @@ class Run:
             "split": self.data.split_record(),
             **({"unreadable": found} if (found := self.data.unreadable()) else {}),
         }
+
+
+def refuse_to_start_over(directory: Path) -> None:
+    """A run with checkpoints that cannot be read is no fresh one: training anew would write over them.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    if held := sorted((directory / "checkpoints").glob("last*.ckpt")):
+        names = ", ".join(path.name for path in held)
+        raise ConfigError(
+            [
+                f"none of {names} in {directory / 'checkpoints'} can be read (the warnings say why), and the run is "
+                "not started over; repair or remove them, or choose another name="
+            ]
+        )
 
 
 def _summary(results: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +13,8 @@ import torch
 
 from recipes.allow import allow_words
 from recipes.checkpoint import CheckpointStore
+from recipes.child import run_child
+from recipes.directory import read_status
 from recipes.signature import ROOT
 from recipes.stop import AGAIN
 from recipes.validate import ConfigError
@@ -32,6 +33,8 @@ def self_check(words: Sequence[str]) -> int:
     Returns:
         0 when everything is equal bit for bit, 1 otherwise.
     """
+    if any(word.startswith("resume=") for word in words):
+        raise ConfigError(["self_check=true starts runs of its own; leave resume= out and name the recipe"])
     kept = [word for word in words if word.partition("=")[0] not in ("output", "name", "stop_after", "max_time")]
     with tempfile.TemporaryDirectory() as folder:
         command = [*kept, f"output={folder}/runs"]
@@ -39,6 +42,8 @@ def self_check(words: Sequence[str]) -> int:
         whole = _train([*command, "name=whole", f"stop_after={UPDATES}"], folder, "whole")
         _train([*command, "name=broken", f"stop_after={BREAK}"], folder, "broken")
         run = next(Path(folder, "runs").glob("*/broken"))
+        if read_status(run).get("state") == "finished":
+            raise ConfigError([f"this run has at most {BREAK} updates: nothing to resume; raise trainer.max_epochs"])
         broken = _train([f"resume={run}", f"stop_after={UPDATES}"], folder, "broken")
         found = differing(whole, broken)
     if found:
@@ -79,10 +84,12 @@ def _tensors(value: Any) -> Any:
 def _train(words: list[str], folder: str, name: str) -> dict[str, Any]:
     """Run train.py until it stops by itself, and read what it saved."""
     command = [sys.executable, str(ROOT / "train.py"), *allow_words(), *words]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode not in (0, AGAIN):
-        print(done.stderr, file=sys.stderr, end="")
-        raise ConfigError([f"the self check's run ended with exit code {done.returncode}: {shlex.join(command)}"])
+    with open(Path(folder) / "log", "w+b") as log:
+        code = run_child(command, output=log)
+        if code not in (0, AGAIN):
+            log.seek(0)
+            print(log.read().decode(errors="replace"), file=sys.stderr, end="")
+            raise ConfigError([f"the self check's run ended with exit code {code}: {shlex.join(command)}"])
     run = next(Path(folder, "runs").glob(f"*/{name}"))
     found = CheckpointStore(run / "checkpoints").newest("last")
     if found is None:

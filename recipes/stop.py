@@ -37,14 +37,22 @@ class Stopped(RuntimeError):
         self.reason, self.exit_code = reason, exit_code
 
 
+class _Now(BaseException):
+    """A signal outside training. No ``Exception``: nothing on the way may take it for an error of its own."""
+
+    def __init__(self, stopped: Stopped) -> None:
+        self.stopped = stopped
+
+
 class StopRequest:
     """Listens to signals. While training it only takes note, and the step in progress is finished; outside it raises.
 
-    A second signal ends the process at once; what was saved before stays valid.
+    The same signal again (SIGINT, or SIGTERM more than a second later) ends the process at once; what was saved before
+    stays valid.
 
     Args:
         max_seconds: wall-time budget from ``listening`` on; None for none.
-        last_act: called before a second signal ends the process.
+        last_act: called before the process ends at once.
     """
 
     def __init__(self, max_seconds: float | None = None, last_act: Callable[[], None] = lambda: None) -> None:
@@ -52,11 +60,13 @@ class StopRequest:
         self.reason: str | None = None
         self.exit_code = 0
         self.training = False
-        self._when = 0.0
+        self._seen: dict[int, float] = {}
+        self.may_break: Callable[[], bool] = lambda: True  # whether an error may be raised where the process is
+        self._of_children: Any = None
 
     def request(self, reason: str, exit_code: int) -> None:
         """Ask for a stop after the update in progress."""
-        self.reason, self.exit_code, self._when = reason, exit_code, time.monotonic()
+        self.reason, self.exit_code = reason, exit_code
 
     def raise_if_requested(self, saved: str) -> None:
         """End the run here.
@@ -65,7 +75,11 @@ class StopRequest:
             Stopped: a stop was requested; ``saved`` says what became of the work.
         """
         if self.reason is not None:
-            raise Stopped(f"stopped by {self.reason}; {saved}", self.reason, self.exit_code)
+            raise self._stopped(saved)
+
+    def _stopped(self, saved: str) -> Stopped:
+        assert self.reason is not None
+        return Stopped(f"stopped by {self.reason}; {saved}", self.reason, self.exit_code)
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
@@ -78,25 +92,51 @@ class StopRequest:
         if self.max_seconds is not None:
             signal.setitimer(signal.ITIMER_REAL, self.max_seconds)
         try:
-            yield self
+            with self.as_stopped():
+                yield self
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
             for number, handler in before.items():
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            if self._of_children is not None:
+                signal.signal(signal.SIGCHLD, self._of_children)
+
+    @contextmanager
+    def as_stopped(self) -> Iterator[None]:
+        """A signal that ended the block becomes ``Stopped`` behind it, and no sooner."""
+        try:
+            yield
+        except _Now as now:
+            raise now.stopped from None
 
     def listen(self) -> None:
-        """Take the signals over, also from Lightning, which answers SIGTERM without saving."""
+        """Take the signals over."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._handle)
 
+    def children_may_end(self) -> None:
+        """Nobody waits for them any more."""
+        self.may_break = lambda: False
+
+    def _child_ended(self, number: int, frame: FrameType | None) -> None:
+        if callable(self._of_children) and self.may_break():
+            self._of_children(number, frame)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         reason, exit_code = SIGNALS[signal.Signals(number)]
+        now, first = time.monotonic(), self._seen.get(number)
+        self._seen.setdefault(number, now)
         if self.reason is None:
             self.request(reason, exit_code)
+            # Loader processes may have had the signal too. Torch raises where one has ended, which must not break into
+            # an update; between two of them it ends the wait for a batch that will not come.
+            self._of_children = signal.signal(signal.SIGCHLD, self._child_ended)
             if not self.training:
-                self.raise_if_requested("nothing was being trained")
-        elif number == signal.SIGINT or (number == signal.SIGTERM and time.monotonic() - self._when > ONE_REQUEST_S):
+                raise _Now(self._stopped("nothing was being trained"))
+        elif first is not None and (
+            number == signal.SIGINT or (number == signal.SIGTERM and now - first > ONE_REQUEST_S)
+        ):
             self.last_act()
             os._exit(exit_code)
 

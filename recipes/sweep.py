@@ -6,8 +6,8 @@ finished: an interrupted job goes on where it was.
 
 from __future__ import annotations
 
+import hashlib
 import re
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -18,11 +18,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from recipes.allow import allow_words
+from recipes.child import run_child
 from recipes.compose import compose_config
 from recipes.directory import read_status
 from recipes.overrides import SPELLINGS
+from recipes.resume import differences, read_config
 from recipes.signature import ROOT
 from recipes.validate import ConfigError
+
+LONGEST = 100  # characters of a name
 
 
 def sweep(program: str, words: Sequence[str], show: bool = False) -> int:
@@ -50,7 +54,7 @@ def _run(program: str, job: list[str], number: str, flags: list[str]) -> str:
         return "finished"
     print(f"{number} {program} {' '.join(job)}", flush=True)
     command = [sys.executable, str(ROOT / program), *job, *allow_words(), *flags]
-    code = subprocess.run(command, check=False).returncode
+    code = run_child(command)
     return "ok" if code == 0 else f"exit {code}"
 
 
@@ -58,8 +62,10 @@ def _is_finished(job: list[str]) -> bool:
     config = compose_config(job)
     if config["name"] is None:
         return False
-    status = read_status(Path(config["output"]) / config["recipe"] / config["name"])
-    return bool(status.get("state") == "finished")
+    directory = Path(config["output"]) / config["recipe"] / config["name"]
+    if read_status(directory).get("state") != "finished":
+        return False
+    return not differences(read_config(directory), config)  # another one under this name gets a suffix
 
 
 def _named(jobs: list[list[str]]) -> list[list[str]]:
@@ -70,8 +76,10 @@ def _named(jobs: list[list[str]]) -> list[list[str]]:
         own = [word for word in job if word not in shared and not word.startswith("name=")]
         name = next((word.removeprefix("name=") for word in job if word.startswith("name=")), "null")
         if name != "null" and own:
-            suffix = re.sub(r"[^A-Za-z0-9._=+-]+", "_", "-".join(own))
-            job = [word for word in job if not word.startswith("name=")] + [f"name='{name}-{suffix}'"]
+            whole = f"{name}-" + re.sub(r"[^A-Za-z0-9._=+-]+", "_", "-".join(own))
+            if len(whole) > LONGEST:
+                whole = f"{whole[: LONGEST - 17]}-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
+            job = [word for word in job if not word.startswith("name=")] + [f"name='{whole}'"]
         named.append(job)
     return named
 

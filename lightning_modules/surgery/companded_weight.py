@@ -72,7 +72,7 @@ class CompandedWeight(WeightFunction):
     @torch.no_grad()
     def bound(self) -> float:
         """M, which no weight reaches. Reads from the device."""
-        return float(self.scales()[0]) * limit(self.kind)
+        return float(self.scales()[0]) * limit(self.kind) / INSIDE
 
     @torch.no_grad()
     def beyond(self, weight: Tensor) -> int:

@@ -18,6 +18,7 @@ from lightning_modules.surgery.anatomy import Anatomy, Layer
 from lightning_modules.surgery.base import Surgery
 from lightning_modules.surgery.changes import Changes
 from lightning_modules.surgery.companded_weight import CLAMP, CompandedWeight
+from lightning_modules.surgery.weights import bake
 
 
 class WeightCompander(Surgery):
@@ -117,7 +118,7 @@ class WeightCompander(Surgery):
     def fold(self, backbone: nn.Module) -> list[str]:
         """The weights as they are become the weights."""
         for name in companders(backbone):
-            parametrize.remove_parametrizations(backbone.get_submodule(name), "weight", leave_parametrized=True)
+            bake(backbone.get_submodule(name))
         return []
 
     def _compand(self, layer: Layer, changes: Changes) -> int:

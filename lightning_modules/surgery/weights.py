@@ -67,7 +67,7 @@ def _nothing() -> None:
 def _modules(network: nn.Module) -> list[nn.Module]:
     """Found once for each network; surgery comes before training."""
     found = network.__dict__.get("_weight_functions")
-    if found is None:
+    if found is None or (found and not hasattr(found[0], "parametrizations")):  # folded since
         found = list(parametrized(network).values())
         network.__dict__["_weight_functions"] = found
     return found

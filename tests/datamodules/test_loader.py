@@ -54,7 +54,7 @@ def test_hangs() -> None:
     start = time.monotonic()
     with pytest.raises(RuntimeError, match=r"within data.worker_timeout_s=1 seconds; it hangs"):
         run("hangs")
-    assert time.monotonic() - start < 9  # the process that hangs is given 5 s to end, then it is stopped
+    assert time.monotonic() - start < 12  # the process that hangs is given 5 s to end, then 2 s more
 
 
 def test_other_errors_come_through() -> None:

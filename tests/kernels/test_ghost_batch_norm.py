@@ -66,11 +66,13 @@ def test_chunks_are_batch_norms(batch, ghost, sizes, layout):
     )
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("case", ["expanded gradient", "other layout", "no affine", "no statistics", "frozen input"])
-def test_cases_of_the_fused_version(case):
-    x, cot, weight, bias, mean, var = make(8)
+def test_cases_of_the_fused_version(case, layout):
+    x, cot, weight, bias, mean, var = make(8, layout=layout)
     cot = torch.ones((), dtype=x.dtype).expand_as(x) if case == "expanded gradient" else cot
-    cot = cot.contiguous(memory_format=torch.channels_last) if case == "other layout" else cot
+    other = torch.channels_last if layout == torch.contiguous_format else torch.contiguous_format
+    cot = cot.contiguous(memory_format=other) if case == "other layout" else cot
     weight, bias = (None, None) if case == "no affine" else (weight, bias)
     mean, var = (None, None) if case == "no statistics" else (mean, var)
     x = x.detach() if case == "frozen input" else x

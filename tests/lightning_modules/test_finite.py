@@ -292,7 +292,7 @@ def test_settings(make_network, make_task):
 
 def test_counts_survive_as_plain_data():
     guard, fresh = FiniteGuard("skip"), FiniteGuard("skip")
-    guard.load({"in_row": 2, "in_epoch": 3, "total": 9, "restored_from": 4})
+    guard.load({"in_row": 2, "in_epoch": 3, "total": 9, "restored_from": 4, "advanced": 1})
     assert all(type(value) is int for value in guard.state().values())
     fresh.load(guard.state())
     assert fresh.state() == guard.state() and fresh.lost_in_epoch == 3

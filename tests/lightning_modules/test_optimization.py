@@ -45,6 +45,33 @@ def test_a_learned_scale_does_not_decay(make_network):
     assert decays["head.scale"] == 0.0 and decays["head.weight"] == 0.3
 
 
+def test_a_module_can_choose_options_for_the_group_of_its_parameters(make_network):
+    network = make_network(batch_norm=True)
+    network.backbone.norm.group_options = {"lr_scale": 0.1, "weight_decay": 0.02}
+    for everywhere in (False, True):
+        groups = parameter_groups(network, None, 0.3, None, everywhere)
+        decays, scales = by_name(network, groups, "weight_decay"), by_name(network, groups, "lr_scale", 1.0)
+        assert decays["backbone.norm.weight"] == decays["backbone.norm.bias"] == 0.02
+        assert decays["backbone.conv.weight"] == 0.3 and decays["backbone.conv.bias"] == 0.3 * everywhere
+        assert {name for name, scale in scales.items() if scale == 0.1} == {
+            "backbone.norm.weight",
+            "backbone.norm.bias",
+        }
+    assert len(groups) == 5 and set(scales.values()) == {0.1, 1.0}
+
+
+def test_the_scale_of_a_module_multiplies_that_of_its_depth():
+    with torch.device("meta"):
+        backbone = create_backbone(name="resnet18")
+        network = Network(backbone, Linear(backbone.num_features, 10))
+    plain = by_name(network, parameter_groups(network, None, 0.1, 0.5, False), "lr_scale", 1.0)
+    network.backbone.layer1[0].bn1.group_options = {"lr_scale": 0.1}
+    scaled = by_name(network, parameter_groups(network, None, 0.1, 0.5, False), "lr_scale", 1.0)
+    own = {"backbone.layer1.0.bn1.weight", "backbone.layer1.0.bn1.bias"}
+    assert all(scaled[name] == scale * (0.1 if name in own else 1.0) for name, scale in plain.items())
+    assert all(plain[name] < 1.0 for name in own)
+
+
 def test_what_a_model_exempts_and_what_is_frozen():
     with torch.device("meta"):
         backbone = create_backbone(name="vit_tiny_patch16_224")

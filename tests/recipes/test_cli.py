@@ -13,7 +13,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from recipes import sweep as sweep_module
 from recipes.catalogue import groups, header, options
 from recipes.cli import evaluate, export, train
-from recipes.compose import compose_config
+from recipes.compose import compose_config, to_yaml
 from recipes.directory import write_status
 from recipes.run import NeverActed
 from recipes.signature import ROOT
@@ -195,12 +195,11 @@ def started(monkeypatch):
     """Commands that a sweep starts instead of running them; jobs with seed=1 fail."""
     commands = []
 
-    def run(command, check):
-        assert not check, "the first failure would end the sweep"
+    def run(command):
         commands.append(command)
-        return SimpleNamespace(returncode=3 if "seed=1" in command else 0)
+        return 3 if "seed=1" in command else 0
 
-    monkeypatch.setattr(sweep_module, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(sweep_module, "run_child", run)
     return commands
 
 
@@ -229,12 +228,24 @@ def test_jobs_of_one_name_have_names_of_their_own_and_run_once(started, capsys, 
     names = [next(word for word in command if word.startswith("name=")) for command in started]
     assert names == [f"name='trial-seed={seed}-head={head}'" for seed in (0, 1) for head in ("linear", "cosine")]
     for name in ("trial-seed=0-head=linear", "trial-seed=0-head=cosine", "trial-seed=1-head=cosine"):
-        (tmp_path / "grocery_baseline" / name).mkdir(parents=True)
-        write_status(tmp_path / "grocery_baseline" / name, "finished")
+        directory, head = tmp_path / "grocery_baseline" / name, name.rpartition("=")[2]
+        directory.mkdir(parents=True)
+        write_status(directory, "finished")
+        own = ["recipe=grocery_baseline", f"seed={name[11]}", f"head={head}", f"name='{name}'", f"output={tmp_path}"]
+        (directory / "config.yaml").write_text(to_yaml(compose_config(own)))
     started.clear()
     assert train(words) == 1 and len(started) == 1 and names[2] in started[0]
     table = capsys.readouterr().out.splitlines()[-4:]
     assert [line.split()[0] for line in table] == ["finished", "finished", "exit", "finished"]
+    started.clear()
+    assert train([*words, "optimizer.lr=0.3"]) == 1 and len(started) == 4, "another configuration is another run"
+
+
+def test_long_names_are_shortened_and_stay_apart(started):
+    words = ["recipe=grocery_baseline", "seed=0,1", f"name={'n' * 60}"]
+    assert train(["-m", *words, "optimizer.weight_decay=0.00011,0.00012", "schedule.warmup_fraction=0.10001,0.10002"]) == 1
+    names = {next(word for word in command if word.startswith("name=")) for command in started}
+    assert len(names) == 8 and all(len(name) <= 100 + len("name=''") for name in names)
 
 
 def test_a_single_name_is_kept(started):

@@ -66,6 +66,35 @@ def test_runs_without_a_name_never_share(tmp_path, monkeypatch):
     assert made == ["2026-01-01_00-00-00_seed0", "2026-01-01_00-00-00_seed0_2", "2026-01-01_00-00-00_seed0_3"]
 
 
+def test_a_directory_of_a_run_that_never_began_is_taken(tmp_path):
+    """Its process was killed before it said what run it was."""
+    folder = tmp_path / "grocery_baseline" / "a"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "environment.json").write_text("{}")
+    assert build(tmp_path, "name=a").run()["updates"] == 4
+    assert (folder / "report.html").is_file() and (folder / "config.yaml").is_file()
+
+
+def test_checkpoints_that_cannot_be_read_are_not_written_over(tmp_path):
+    with pytest.raises(Stopped):
+        build(tmp_path, "name=a", "stop_after=3").run()
+    kept = tmp_path / "grocery_baseline" / "a" / "checkpoints"
+    for path in kept.glob("*.sha256"):
+        path.unlink()
+    before = {path: path.read_bytes() for path in kept.iterdir()}
+    for words in ({"name": "a"}, {"resume": kept.parent}):
+        run = recipes.resume_run(kept.parent) if "resume" in words else build(tmp_path, "name=a")
+        with pytest.warns(UserWarning, match="has no sha256"), pytest.raises(ConfigError, match="is not started over"):
+            run.run()
+    assert before == {path: path.read_bytes() for path in kept.iterdir()}
+
+
+def test_a_resumed_run_forgets_where_the_session_before_stopped(tmp_path):
+    with pytest.raises(Stopped):
+        build(tmp_path, "name=a", "stop_after=1").run()
+    assert recipes.resume_run(tmp_path / "grocery_baseline" / "a").run()["updates"] == 4
+
+
 def hold(folder):
     """A process that holds the lock of a folder, and its pid."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom recipes.lock import Lock\n"

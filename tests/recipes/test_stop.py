@@ -1,6 +1,7 @@
 """Signals and the wall-time budget: the step is finished and saved, the exit code says why, the run goes on later."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -186,8 +187,29 @@ def test_a_loader_that_the_signal_ended_as_well(tmp_path, whole):
     run.data.source = killed
     with pytest.raises(Stopped, match="stopped by SIGTERM"):
         run.run()
+    assert status(tmp_path)["exit_code"] == 143
     recipes.resume_run(tmp_path / "grocery_saf" / "run").run()
     assert not differing(whole, last(tmp_path))
+
+
+def test_a_signal_to_the_whole_group_costs_no_update(tmp_path):
+    """Loader processes go on for a moment, so that the main one can finish its step and save."""
+    run = build(tmp_path, "data.num_workers=2")
+    measure = run.task.measure_training
+
+    def signalled(*args):
+        if run.task.update == 5:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGTERM)
+            time.sleep(0.3)  # in the middle of the update
+            send(signal.SIGTERM)
+            time.sleep(0.3)
+        return measure(*args)
+
+    run.task.measure_training = signalled
+    with pytest.raises(Stopped, match="saved after update 5 "):
+        run.run()
+    assert last(tmp_path)["position"] == [1, 2]
 
 
 @pytest.mark.parametrize(
