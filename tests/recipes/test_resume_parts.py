@@ -36,6 +36,7 @@ KINDS = (
     "regularizer",
     "reweighting",
     "schedule",
+    "surgery",
     "teacher",
 )
 PARTS = [(kind, name) for kind in KINDS for name in options(kind)]
