@@ -1,6 +1,9 @@
 """A network small enough to check by hand, and batches for it."""
 
+import os
 from collections.abc import Callable
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process a core runs the tests; before torch is imported
 
 import pytest
 import torch

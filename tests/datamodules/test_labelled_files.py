@@ -225,6 +225,7 @@ def test_validation_part_and_images_in_two_parts(root: Path) -> None:
     assert data.val_labels.tolist() == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_million_rows_in_seconds(tmp_path: Path) -> None:
     lines = "".join(f"c{i % 1000:03d}/image_{i:07d}.jpg,class {i % 1000:03d}\n" for i in range(1_000_000))
     (tmp_path / "rows.csv").write_text("path,label\n" + lines)

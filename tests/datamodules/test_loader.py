@@ -50,6 +50,7 @@ def test_killed() -> None:
         run("killed")
 
 
+@pytest.mark.slow
 def test_hangs() -> None:
     start = time.monotonic()
     with pytest.raises(RuntimeError, match=r"within data.worker_timeout_s=1 seconds; it hangs"):

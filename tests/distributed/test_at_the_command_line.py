@@ -34,6 +34,7 @@ def child_of(pid):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_the_second_process_is_killed(tmp_path):
     words = ["recipe=grocery_saf", *TINY, *SAF, "trainer.devices=2", "trainer.max_epochs=100000", "name=run"]
     command = [sys.executable, str(ROOT / "train.py"), *words, f"output={tmp_path}"]

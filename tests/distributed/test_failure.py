@@ -95,6 +95,7 @@ def test_one_is_killed(ended, tmp_path):
     assert status(tmp_path)["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_one_is_killed_while_the_other_cannot_notice(ended, tmp_path):
     """As where a collective of the GPU waits: the watch ends the process."""
     first, second = ended(is_killed_while_the_other_hangs)
@@ -120,6 +121,7 @@ def never_meets(rank, folder):
     return answer(run)
 
 
+@pytest.mark.slow
 def test_a_stop_before_the_processes_have_met(two, tmp_path):
     first, _ = two(never_meets, tmp_path, limit_s=LIMIT_S)
     assert first.code == 143 and "stopped by SIGTERM before all processes had met" in first.text

@@ -67,15 +67,15 @@ def train(recipe, folder, name, words, *more):
 
 
 def check(recipe, folder, words):
-    """In mid-epoch and at the end of an epoch."""
+    """A stop in mid-epoch, a second one at the end of the next, and the rest."""
     whole = train(recipe, folder, "whole", words)
     assert whole["update"] == 9
-    for update in (4, 6):
-        name = f"broken{update}"
-        assert train(recipe, folder, name, words, f"stop_after={update}")["update"] == update
-        recipes.resume_run(folder / recipe / name, ["stop_after=null"]).run()
-        again = CheckpointStore(folder / recipe / name / "checkpoints").newest("last")[0]
-        assert not (found := differing(whole, again)), found[:5]
+    assert train(recipe, folder, "broken", words, "stop_after=4")["update"] == 4
+    with suppress(Stopped):
+        recipes.resume_run(folder / recipe / "broken", ["stop_after=6"]).run()
+    recipes.resume_run(folder / recipe / "broken").run()
+    again = CheckpointStore(folder / recipe / "broken" / "checkpoints").newest("last")[0]
+    assert not (found := differing(whole, again)), found[:5]
 
 
 @pytest.mark.parametrize(("kind", "name"), PARTS, ids=[f"{kind}/{name}" for kind, name in PARTS])
