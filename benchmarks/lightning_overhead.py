@@ -25,7 +25,9 @@ import lightning_modules.task as task_module
 import recipes
 from benchmarks.timing import save
 from kernels.batch import Batch
+from recipes.keeper import Keeper
 from recipes.recorder import Recorder
+from recipes.stop import StopRequest
 
 BATCH = 4
 
@@ -81,8 +83,12 @@ def ours(steps: int) -> float:
     run, clock = build(), Clock()
     with tempfile.TemporaryDirectory() as folder:
         run.trainer.callbacks.append(clock.callback)
-        run.task.observers.append(Recorder(Path(folder), {}, run._state))
+        Path(folder, "checkpoints").mkdir()
+        recorder, stop = Recorder(Path(folder)), StopRequest()
+        run.task.observers += [recorder, Keeper(recorder, run._facts(), stop)]
+        run.task.stop_requested = lambda: stop.reason is not None
         run.trainer.fit(run.task, train_dataloaders=batches(steps))
+        run.task.observers[-1].wait()
     return (clock.stop - clock.start) / steps
 
 

@@ -127,6 +127,13 @@ class Task(LightningModule):
     def selection(self, row: dict[str, float]) -> tuple[float, ...] | None:
         """How good an epoch's row is, higher is better; None for one that was not validated."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Numbers are set directly: a step sets a dozen, and the way a module takes is ten times longer."""
+        if type(value) in (int, float, bool):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @property
     def evaluated_network(self) -> Network:
         """The network that is validated, tested and exported: the average where there is one."""
