@@ -112,13 +112,15 @@ class _Ghosts(torch.autograd.Function):
         input = input if channels_last else input.contiguous()
         output = torch.empty_like(input)
         mean, invstd = input.new_empty(2, ghosts, input.shape[1])
-        for x, y, save_mean, save_invstd in zip(input.chunk(ghosts), output.chunk(ghosts), mean, invstd, strict=True):
+        for x, y, save_mean, save_invstd in zip(
+            input.chunk(ghosts), output.chunk(ghosts), mean.unbind(), invstd.unbind(), strict=True
+        ):
             torch.ops.aten.native_batch_norm.out(
                 x, weight, bias, running_mean, running_var, True, rate, eps,
                 out=y, save_mean=save_mean, save_invstd=save_invstd,
             )  # fmt: skip
         ctx.save_for_backward(input, weight, mean, invstd)
-        ctx.ghosts, ctx.eps = ghosts, eps
+        ctx.ghosts = ghosts
         return output
 
     @staticmethod
@@ -127,56 +129,53 @@ class _Ghosts(torch.autograd.Function):
         input, weight, mean, invstd = ctx.saved_tensors
         channels_last = input.is_contiguous(memory_format=torch.channels_last)
         grad = grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        chunks = list(zip(grad.chunk(ctx.ghosts), input.chunk(ctx.ghosts), mean, invstd, strict=True))
+        pairs = list(zip(grad.chunk(ctx.ghosts), input.chunk(ctx.ghosts), strict=True))
         grad_input = torch.empty_like(input) if ctx.needs_input_grad[0] else None
         if grad_input is None:
-            sums = [_backward(*chunk, weight, ctx.eps, False)[1:] for chunk in chunks]
-        elif channels_last:
-            sums = _write_passes(chunks, weight, ctx.eps, grad_input)
+            sums = [
+                _sums(g, x, weight, *saved)
+                for (g, x), *saved in zip(pairs, mean.unbind(), invstd.unbind(), strict=True)
+            ]
         else:
-            sums = _write_copies(chunks, weight, ctx.eps, grad_input)
+            sums = _write(pairs, weight, mean, invstd, grad_input)
         grad_weight = torch.stack([of_weight for of_weight, _ in sums]).sum(0) if ctx.needs_input_grad[3] else None
         grad_bias = torch.stack([of_bias for _, of_bias in sums]).sum(0) if ctx.needs_input_grad[4] else None
         return grad_input, None, None, grad_weight, grad_bias, None, None, None
 
 
-Chunk = tuple[Tensor, Tensor, Tensor, Tensor]  # gradient of the output, input, mean, inverse standard deviation
-Sums = list[tuple[Tensor, Tensor]]  # gradients of weight and bias, for each chunk
-
-
-def _backward(
-    g: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, eps: float, of_input: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input, weight and bias of one chunk."""
-    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_batch_norm_backward(
-        g, x, weight, None, None, mean, invstd, True, eps, [of_input, True, True]
+def _sums(g: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of weight and bias of one chunk."""
+    _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward.default(
+        g, x, weight, None, None, mean, invstd, True, 0.0, [False, True, True]
     )
-    return found
+    return of_weight, of_bias
 
 
-def _write_copies(chunks: list[Chunk], weight: Tensor | None, eps: float, grad_input: Tensor) -> Sums:
-    """A copy of the gradient of each chunk."""
-    sums = []
-    for chunk, place in zip(chunks, grad_input.chunk(len(chunks)), strict=True):
-        of_input, *of_affine = _backward(*chunk, weight, eps, True)
-        place.copy_(of_input)
-        del of_input  # the next chunk's takes its memory, which is in the cache
-        sums.append((of_affine[0], of_affine[1]))
-    return sums
+def _write(
+    pairs: list[tuple[Tensor, Tensor]], weight: Tensor | None, mean_KC: Tensor, invstd_KC: Tensor, grad_input: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """Write the gradient of the input, ``s g + c1 x + c0`` with s = weight * invstd, chunk by chunk into its place.
 
-
-def _write_passes(chunks: list[Chunk], weight: Tensor | None, eps: float, grad_input: Tensor) -> Sums:
-    """``s g + c1 x + c0``, with s = weight * invstd and the sums of the chunk in c1 and c0.
-
-    Without a copy; faster than ``_write_copies`` where channels are last, and slower where they are not.
+    c1 and c0 hold the sums of the chunk. Where channels are not last, batch norm with fixed statistics is the fastest
+    ``c1 x + c0`` there is.
     """
+    channels_last = grad_input.is_contiguous(memory_format=torch.channels_last)
+    s_KC = invstd_KC if weight is None else weight * invstd_KC
+    share_KC = torch.stack([s * (-x.shape[1] / x.numel()) for s, (_, x) in zip(s_KC.unbind(), pairs, strict=True)])
+    columns = s_KC.view(len(pairs), -1, 1, 1), share_KC, share_KC * invstd_KC, mean_KC, invstd_KC
+    rows = zip(*(column.unbind() for column in columns), strict=True)
+    zero, one, unused = torch.zeros_like(mean_KC[0]), torch.ones_like(mean_KC[0]), torch.empty_like(mean_KC[0])
     sums = []
-    for (g, x, mean, invstd), place in zip(chunks, grad_input.chunk(len(chunks)), strict=True):
-        _, of_weight, of_bias = _backward(g, x, mean, invstd, weight, eps, False)
-        s = invstd if weight is None else weight * invstd
-        share = s * (-x.shape[1] / x.numel())
-        c1 = share * invstd * of_weight
+    for (g, x), place, (s, share, scale, mean, invstd) in zip(pairs, grad_input.chunk(len(pairs)), rows, strict=True):
+        of_weight, of_bias = _sums(g, x, weight, mean, invstd)
+        c1 = scale * of_weight
         c0 = torch.addcmul(share * of_bias, c1, mean, value=-1)
-        torch.addcmul(c0.view(-1, 1, 1), x, c1.view(-1, 1, 1), out=place).addcmul_(g, s.view(-1, 1, 1))
+        if channels_last:
+            torch.addcmul(c0.view(-1, 1, 1), x, c1.view(-1, 1, 1), out=place)
+        else:
+            torch.ops.aten.native_batch_norm.out(
+                x, c1, c0, zero, one, False, 0.0, 0.0, out=place, save_mean=unused, save_invstd=unused
+            )
+        place.addcmul_(g, s)
         sums.append((of_weight, of_bias))
     return sums
