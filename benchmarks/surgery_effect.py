@@ -33,6 +33,8 @@ CASES = {
     "embedded, ghost_bn, batch 256": ["recipe=grocery_ghost_bn"],
     "cifar, ws_bcn, batch 2": ["recipe=cifar_ws_bcn_microbatch", "data.batch_size=2", "optimizer.lr=0.0008"],
     "cifar, ws_bcn, batch 128": ["recipe=cifar_baseline", "surgery=[ws,bcn]"],
+    "cifar, ws, batch 128": ["recipe=cifar_baseline", "surgery=[ws]"],
+    "cifar, bcn, batch 128": ["recipe=cifar_baseline", "surgery=[bcn]"],
     "cifar, tract": ["recipe=cifar_tract"],
     "cifar, compander": ["recipe=cifar_compander"],
     "cifar, ghost_bn, batch 512": ["recipe=cifar_large_batch_ghost_bn", "data.batch_size=512", "optimizer.lr=0.2"],
