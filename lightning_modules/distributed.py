@@ -32,6 +32,37 @@ def gather(rows: Tensor, total: int) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(gathered.split(most), sizes, strict=True)])
 
 
+class _Gather(torch.autograd.Function):
+    """Rows of all processes; each gets back the sum of what all of them derive by its own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, total: int) -> Tensor:
+        ctx.own = share_of(total)
+        return gather(rows, total)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        grad = grad.contiguous()
+        distributed.all_reduce(grad)
+        return grad[slice(*ctx.own)], None
+
+
+def share_of(total: int) -> tuple[int, int]:
+    """First row and end of this process's share of ``total`` rows, as a training batch is shared."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, total
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    return rank * total // world, (rank + 1) * total // world
+
+
+def gather_with_gradient(rows: Tensor, total: int) -> Tensor:
+    """As ``gather``, and differentiable: the gradient of the sum of all processes' losses by their own rows."""
+    if share_of(total) == (0, total):
+        return rows
+    gathered: Tensor = _Gather.apply(rows, total)  # type: ignore[no-untyped-call]
+    return gathered
+
+
 def total_over_processes(values: Tensor) -> Tensor:
     """The sum of a tensor over all processes; itself with one."""
     if not (distributed.is_available() and distributed.is_initialized()):

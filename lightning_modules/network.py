@@ -90,10 +90,11 @@ class Network(nn.Module):
 
     def forward(
         self,
-        image: Tensor,
+        image: Tensor | None,
         label: Tensor | None = None,
         mix_map: Callable[[Tensor], Tensor] | None = None,
         want_maps: Collection[str] = (),
+        from_map: Tensor | None = None,
     ) -> Output:
         """Normalize, extract features, pool them, apply the head.
 
@@ -102,6 +103,7 @@ class Network(nn.Module):
             label: ``[B]``, for margin heads.
             mix_map: applied to the unpooled feature map.
             want_maps: ``("final",)`` puts the map that is pooled (after ``mix_map``) into ``Output.maps``.
+            from_map: a map like ``final``, in place of the image: only pooling and head run.
 
         Returns:
             What the head gives, with the maps that were asked for.
@@ -110,6 +112,8 @@ class Network(nn.Module):
             ValueError: other shape or channels of the image; a map that does not exist.
             TypeError: an integer image; ``mix_map`` with a backbone that gives several maps.
         """
+        if from_map is not None:
+            return self.head(self.pool(from_map), label)
         self._check(image, want_maps)
         feature_map = self.backbone.forward_features(self.normalize(image))
         if mix_map is not None:
@@ -131,7 +135,9 @@ class Network(nn.Module):
             )
         return features_BD
 
-    def _check(self, image: Tensor, want_maps: Collection[str]) -> None:
+    def _check(self, image: Tensor | None, want_maps: Collection[str]) -> None:
+        if image is None:
+            raise ValueError("the network got neither an image nor from_map; give one of them")
         if image.ndim != 4 or image.shape[1] != self.in_channels:
             raise ValueError(
                 f"image of shape {list(image.shape)}: the network takes [B, {self.in_channels}, H, W]; "

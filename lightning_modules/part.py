@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.batch import Batch, Output, Step
+from kernels.pair_form import PairForm
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,8 @@ class Context:
     """Facts about the run that a part may need before the first batch.
 
     ``batch_size`` counts the samples of an update over all processes, ``last_batch_size`` those of an epoch's last
-    update; None where every process has equally many.
+    update; None where every process has equally many. ``val_is_query`` says which validation images (by
+    ``Batch.index``) are queries and not of the gallery, None where all are both.
     """
 
     num_classes: int
@@ -33,17 +35,20 @@ class Context:
     seed: int = 0
     batch_size: int | None = None
     last_batch_size: int | None = None
+    val_is_query: Tensor | None = None
 
 
 class Part(nn.Module):
     """What every kind of part shares.
 
     Class attributes:
-        needs: what must be present: ``hard_labels``, ``index``, ``logits``, ``embedding``, ``attack``, ``teacher``.
+        needs: what must be present: ``hard_labels``, ``index``, ``logits``, ``embedding``, ``attack``, ``teacher``,
+            ``pair_form`` (a loss whose pairs can be mixed).
         gives: what a head puts into its ``Output``: ``logits``, ``embedding``.
         does: what the part does to the rest: ``mixes_labels``, ``doubles_forward``, ...
         refuses: effects of other parts that make this one meaningless, each with the mathematical reason.
         views: the images this part reads; each is forwarded once however many parts ask for it.
+        maps: feature maps of the main view that it reads (see ``Network.forward``).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -51,6 +56,7 @@ class Part(nn.Module):
     does: ClassVar[frozenset[str]] = frozenset()
     refuses: ClassVar[dict[str, str]] = {}
     views: ClassVar[tuple[str, ...]] = ()
+    maps: tuple[str, ...] = ()
 
     def setup(self, context: Context) -> None:
         """Allocate state and refuse settings that cannot work; called once, before the optimizer exists."""
@@ -75,10 +81,16 @@ class Part(nn.Module):
 
 
 class Loss(Part):
-    """``(outputs, batch, step) -> {name: [B]}``, per sample unless ``per_sample`` is False."""
+    """``(outputs, batch, step) -> {name: [B]}``, per sample unless ``per_sample`` is False.
+
+    A loss on the whole batch that brings the samples of all processes together by itself ``gathers``. One whose pairs
+    can be mixed has their ``pair_form`` (see ``kernels.pair_form``).
+    """
 
     views = ("main",)
     per_sample: ClassVar[bool] = True
+    gathers: ClassVar[bool] = False
+    pair_form: PairForm | None = None
 
     def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> dict[str, Tensor]:
         raise NotImplementedError(f"{type(self).__name__} must define forward(outputs, batch, step)")
@@ -95,8 +107,9 @@ class Regularizer(Part):
 
 class Mixing(Part):
     """Mixes samples: ``mix_batch`` draws partners and mixes labels (and images when ``at`` is ``input``);
-    ``mix_map`` mixes the unpooled feature map of the main view when ``at`` is ``feature_map``. At the input the whole
-    update batch is mixed, elsewhere each micro-batch is, so that partners lie in it."""
+    ``mix_map`` mixes the unpooled feature map of the main view when ``at`` is ``feature_map``; ``mix_pairs`` runs after
+    the forward of an unmixed batch when ``at`` is ``embedding``. At the input the whole update batch is mixed,
+    elsewhere each micro-batch is, so that partners lie in it."""
 
     at: ClassVar[str] = "input"
     does = frozenset({"mixes_labels"})
@@ -106,6 +119,10 @@ class Mixing(Part):
 
     def mix_map(self, feature_map: Tensor, batch: Batch, step: Step) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} mixes at {self.at}, not in a feature map")
+
+    def mix_pairs(self, outputs: dict[str, Output], batch: Batch, step: Step) -> Batch:
+        """The batch with mixed pairs as an extra field, for the loss."""
+        raise NotImplementedError(f"{type(self).__name__} mixes at {self.at}, not pairs of embeddings")
 
 
 class Attack(Part):

@@ -50,6 +50,7 @@ class Parts(nn.Module):
         check_composition(self)
         self._writers = [part for _, part in self.named() if type(part).commit is not Part.commit]
         self.views = tuple(dict.fromkeys(view for _, part in self.named() for view in part.views))
+        self.maps = tuple(dict.fromkeys(name for _, part in self.named() for name in part.maps))
 
     def named(self) -> Iterator[tuple[str, Part]]:
         """Every part with the name a user knows it by."""
@@ -123,10 +124,11 @@ def check_composition(parts: Parts) -> None:
 
 
 #: What a part can ask for. ``index`` is in every batch.
-NEEDS = frozenset({"attack", "teacher", "hard_labels", "logits", "embedding", "index"})
+NEEDS = frozenset({"attack", "teacher", "hard_labels", "logits", "embedding", "index", "pair_form"})
 _HOW = {
     "logits": "choose a head that gives them, such as head=linear",
-    "embedding": "choose a head that gives one",
+    "embedding": "choose a head that gives one, such as head=embedding",
+    "pair_form": "choose a loss on pairs that can be mixed (loss=multi_similarity, contrastive, proxy_anchor, ...)",
     "attack": "add one with attack=NAME",
     "teacher": "add one with teacher=NAME",
     "hard_labels": "a class for each sample, and mixing makes soft labels; remove it with ~mixing",
@@ -142,6 +144,8 @@ def _missing(need: str, parts: Parts, effects: set[str]) -> bool:
             return parts.teacher is None
         case "hard_labels":
             return "mixes_labels" in effects
+        case "pair_form":
+            return parts.loss.pair_form is None
         case "logits" | "embedding":
             return any(need not in head.gives for head in parts._head)
     return False
@@ -149,5 +153,5 @@ def _missing(need: str, parts: Parts, effects: set[str]) -> bool:
 
 def _effects(part: Part) -> frozenset[str]:
     """What a part does to the rest; mixing behind the backbone also mixes features."""
-    mixes_features = isinstance(part, Mixing) and part.at != "input"
+    mixes_features = isinstance(part, Mixing) and part.at == "feature_map"
     return part.does | {"mixes_features"} if mixes_features else part.does

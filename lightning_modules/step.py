@@ -1,8 +1,8 @@
 """One training step, always in the same order, for every task.
 
-batch -> input mixing -> attack -> teacher -> one forward for each view -> loss -> coefficients -> named scalars and
-regularizers -> gradient. The caller checks, clips, updates and commits (see ``classification.py``); a plain loop can
-do the same in ten lines (see docs/saf.md).
+batch -> input mixing -> attack -> teacher -> one forward for each view -> mixing of pairs -> loss -> coefficients ->
+named scalars and regularizers -> gradient. The caller checks, clips, updates and commits (see ``task.py``); a plain
+loop can do the same in ten lines (see docs/saf.md).
 """
 
 from __future__ import annotations
@@ -76,6 +76,8 @@ def run_step(
                     renew_weights()
                 step.coefficients = coefficients.get(position)
                 outputs = forward_views(parts, micro, step) | given
+                if parts.mixing is not None and parts.mixing.at == "embedding":
+                    micro = parts.mixing.mix_pairs(outputs, micro, step)
                 losses = parts.loss(outputs, micro, step)
                 terms = reduce_terms(parts, losses, outputs, micro, step)
                 if step.coefficients is not None:
@@ -109,7 +111,8 @@ def forward_views(parts: Parts, batch: Batch, step: Step) -> dict[str, Output]:
         mix_map = _map_mixing(parts, batch, step) if view == "main" else None
         key = (id(image), mix_map is not None)
         if key not in done:
-            done[key] = step.forward(image, label=batch.label, mix_map=mix_map)
+            maps = {"want_maps": parts.maps} if parts.maps and view == "main" else {}
+            done[key] = step.forward(image, label=batch.label, mix_map=mix_map, **maps)
         outputs[view] = done[key]
     return outputs
 
@@ -142,7 +145,7 @@ def reduce_terms(parts: Parts, losses: Terms, outputs: dict[str, Output], batch:
 
 def _prepare(parts: Parts, batch: Batch, step: Step) -> tuple[Batch, dict[str, Output]]:
     """Draw the partners of a mixing behind the backbone, attack, let the teacher fill its view."""
-    if parts.mixing is not None and parts.mixing.at != "input":
+    if parts.mixing is not None and parts.mixing.at == "feature_map":
         batch = parts.mixing.mix_batch(batch, step)
     if parts.attack is not None:
         batch = parts.attack(batch, step)

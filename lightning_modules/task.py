@@ -55,6 +55,8 @@ class Task(LightningModule):
             same; None for 3. Only with ``skip`` and ``rollback``.
     """
 
+    validation_meter: type[Any] = Meter
+
     def __init__(
         self,
         network: Network,
@@ -85,7 +87,7 @@ class Task(LightningModule):
         self.restore_good: Callable[[], int | None] | None = None
         self.failure_directory: Path | None = None
         self.update = 0
-        self.train_meter, self.val_meter = Meter(), Meter()
+        self.train_meter, self.val_meter = Meter(), self.validation_meter()
         self.epoch_metrics: dict[str, float] = {}
         self._val_metrics: dict[str, float] = {}
         self.last_loss: Tensor | None = None
@@ -150,7 +152,9 @@ class Task(LightningModule):
             observer.begin(self)
 
     def on_fit_start(self) -> None:
-        if self.trainer.world_size > 1 and (self.parts.reweighting.needs_all_losses or not self.parts.loss.per_sample):
+        loss = self.parts.loss
+        partial = self.parts.reweighting.needs_all_losses or not (loss.per_sample or loss.gathers)
+        if self.trainer.world_size > 1 and partial:
             raise ValueError(
                 f"{self.trainer.world_size} processes see only their share of a batch, and this loss or reweighting is "
                 "defined on the whole one; train with trainer.devices=1"
@@ -277,7 +281,7 @@ class Task(LightningModule):
 
     def on_validation_start(self) -> None:
         self.random_before_validation = random_state(self.device)
-        self.val_meter = Meter()
+        self.val_meter = self.validation_meter()
         self.evaluated_network.eval()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -287,11 +291,14 @@ class Task(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.random_before_validation = None
-        sums = self.val_meter.read(self._sum_over_processes)
-        values = self.metrics(sums, sums.pop("samples"))
-        self._val_metrics = {f"val/{name}": value for name, value in values.items()}
+        self._val_metrics = {f"val/{name}": value for name, value in self.validation_metrics().items()}
         self.parts.after_validation(self._val_metrics)
         self.log_dict(self._val_metrics)  # for callbacks of others; already global
+
+    def validation_metrics(self) -> dict[str, float]:
+        """Metrics of a whole validation, over all processes; forgets what was measured."""
+        sums = self.val_meter.read(self._sum_over_processes)
+        return self.metrics(sums, sums.pop("samples"))
 
     def _sum_over_processes(self, vector: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(vector, reduce_op="sum")  # type: ignore[return-value]

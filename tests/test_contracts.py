@@ -17,6 +17,7 @@ from lightning_modules.evaluators.base import EvaluationData, Evaluator
 from lightning_modules.gradients.base import Gradient
 from lightning_modules.heads.base import Head
 from lightning_modules.heads.linear import Linear
+from lightning_modules.losses.contrastive import Contrastive
 from lightning_modules.losses.cross_entropy import CrossEntropy
 from lightning_modules.part import Attack, Context, Loss, Mixing, Regularizer, Reweighting, Teacher
 from lightning_modules.parts import Parts
@@ -37,7 +38,7 @@ TRAINED = {
     "reweighting": Reweighting,
 }
 CONTRACTS = TRAINED | {"evaluator": Evaluator}
-AT_LEAST = {"loss": 2, "regularizer": 2, "mixing": 2, "head": 2, "gradient": 1, "reweighting": 1, "evaluator": 2}
+AT_LEAST = {"loss": 16, "regularizer": 2, "mixing": 3, "head": 3, "gradient": 1, "reweighting": 1, "evaluator": 3}
 PLAIN = {"loss": "cross_entropy", "gradient": "sum", "reweighting": "uniform"}
 EPOCHS, SIZE, CLASSES, TRAIN = 20, 8, 3, 40
 
@@ -80,14 +81,15 @@ class Steady(Teacher):
         return Output(logits=torch.ones(len(batch), CLASSES).to(batch.image), features=batch.image.mean((2, 3)))
 
 
-class Embedding(Linear):
-    """A head for whoever needs an embedding."""
+class Both(Linear):
+    """A head for whoever needs an embedding, also beside those who need logits."""
 
     gives = frozenset({"logits", "embedding"})
+    embedding_dim = CLASSES
 
     def forward(self, features_BD, label=None):
         output = super().forward(features_BD, label)
-        output.embedding = features_BD
+        output.embedding = output.logits
         return output
 
 
@@ -109,9 +111,11 @@ class Bench:
         if head is not None:
             self.network.head = head
         elif "embedding" in views:
-            self.network.head = Embedding(4, CLASSES)
+            self.network.head = Both(4, CLASSES)
         self.network.to(dtype)
-        self.parts = Parts(seats.pop("loss", CrossEntropy()), regularizers, **seats, head=self.network.head)
+        pairs = "pair_form" in views or "logits" not in self.network.head.gives
+        loss = seats.pop("loss", Contrastive() if pairs else CrossEntropy())
+        self.parts = Parts(loss, regularizers, **seats, head=self.network.head)
         self.parts.setup(context(self.network))
         self.optimizer = torch.optim.SGD([*self.network.parameters(), *owned(self.parts)], 0.1, momentum=0.9)
         self.dtype, self.autocast, self.history = dtype, autocast, []
@@ -249,7 +253,7 @@ def test_inputs_are_left_alone(make_network, kind, name):
         assert torch.equal(getattr(batch, field), getattr(before, field)), field
     assert batch.partner is batch.ratio is batch.clean_image is None and batch.extra == {}
     for output, copied in seen:
-        assert torch.equal(output.logits, copied.logits) and torch.equal(output.features, copied.features)
+        assert same(vars_of(output), vars_of(copied))
 
 
 @EVERY
@@ -264,6 +268,12 @@ def test_a_resumed_run_equals_the_uninterrupted_one(make_network, kind, name):
     assert equal(fresh.tensors(), whole.tensors())
     assert [list(terms) for terms in fresh.history] == [list(terms) for terms in whole.history[EPOCHS:]]
     assert fresh.parts.report() == whole.parts.report() and fresh.parts.idle() == whole.parts.idle()
+
+
+def vars_of(output):
+    """The tensors of an output that are there."""
+    found = {name: getattr(output, name) for name in ("features", "logits", "embedding")}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def frozen(part):
@@ -365,7 +375,9 @@ WEIGHTED = [(kind, name) for kind, name in PARTS if "weight" in nodes(kind)[name
 
 @pytest.mark.parametrize(("kind", "name"), WEIGHTED, ids=[f"{kind}/{name}" for kind, name in WEIGHTED])
 def test_weight_zero_is_the_baseline_bit_for_bit(make_network, kind, name):
-    off, plain = Bench(make_network, [(kind, name)], weight=0.0).run(), Bench(make_network).run()
+    off = Bench(make_network, [(kind, name)], weight=0.0).run()
+    beside = [("loss", "contrastive")] if "pair_form" in build(kind, name).needs else []
+    plain = Bench(make_network, beside).run()
     assert equal(off.weights(), plain.weights())
     assert off.parts.idle() == [], "switched off on purpose is not an error"
 
@@ -442,7 +454,15 @@ def test_the_matrix_refuses_what_it_must_and_little_else(make_network):
             check_refusal(error)
             refused.append({name for _, name in pair})
     assert {"saf", "mixup"} in refused and {"saf", "cutmix"} in refused and {"mesa", "mixup"} not in refused
-    assert len(PAIRS) >= 25 and len(refused) <= len(PAIRS) / 4
+    # What trains an embedding and what reads class scores have no head in common, and mixed labels make no pairs.
+    apart = [pair for pair in refused if not any(_embeds(name) for name in pair)]
+    assert len(PAIRS) >= 150 and len(apart) <= (len(PAIRS) - len(refused)) / 4
+
+
+def _embeds(name):
+    return name in ("embedding", "metrix") or (
+        name in nodes("loss") and "embedding" in make(nodes("loss")[name]).needs
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import nn
 from lightning_modules.backbones.small_stem import STEMS, base_name
 from lightning_modules.backbones.weights import load_weights
 from lightning_modules.names import unknown_name
+from lightning_modules.norm_statistics import norm_modules
 
+IF_REACHABLE = "if_reachable"
 # Keys of create_backbone, or of the network around it: a second value in ``kwargs`` would silently win or lose.
 _RESERVED = {
     "num_classes": "the head sets it; leave it out",
@@ -56,6 +59,7 @@ def create_backbone(
     pretrained: bool | str = False,
     in_channels: int = 3,
     freeze: bool = False,
+    freeze_norm: bool = False,
     mean: list[float] | None = None,
     std: list[float] | None = None,
     kwargs: dict | None = None,
@@ -64,10 +68,12 @@ def create_backbone(
 
     Args:
         name: any name of ``timm.list_models()``, also with a pretrained tag (``resnet50.a1_in1k``).
-        pretrained: False; True for timm's weights from its hub; or the path of a safetensors file in timm's key names,
-            whose classifier is left out and whose first convolution is adapted to ``in_channels`` as timm does it.
+        pretrained: False; True for timm's weights from its hub; ``if_reachable`` for these where they are in its cache
+            or can be fetched, and none, with a warning, otherwise; or the path of a safetensors file in timm's key
+            names, whose classifier is left out and whose first convolution is adapted to ``in_channels`` as timm does.
         in_channels: channels of the image.
         freeze: parameters get no gradient and the model stays in eval mode, so norm statistics stay as they are.
+        freeze_norm: the same for norms with running statistics alone, which fine-tuning on small batches would spoil.
         mean: per channel for images in [0, 1]; None takes the model's own (their average, where channels differ).
         std: as ``mean``.
         kwargs: further arguments of the timm model, such as ``drop_path_rate`` or ``img_size``.
@@ -89,11 +95,13 @@ def create_backbone(
         raise ValueError(f"backbone.kwargs.{key}={kwargs[key]!r} is not allowed: {_RESERVED[key]}")
     if in_channels < 1:
         raise ValueError(f"backbone.in_channels={in_channels}: an image has at least 1 channel")
-    model = _create(name, pretrained is True, in_channels, kwargs)
-    if isinstance(pretrained, str):
+    model = _start(name, pretrained, in_channels, kwargs)
+    if isinstance(pretrained, str) and pretrained != IF_REACHABLE:
         load_weights(model, pretrained, name=name, in_channels=in_channels, kwargs=kwargs)
     if freeze:
         freeze_module(model)
+    if freeze_norm:
+        _freeze_norms(model, name)
     config = model.pretrained_cfg
     headless = name.split(".")[0].endswith("_enc")
     return Backbone(
@@ -106,6 +114,25 @@ def create_backbone(
         kwargs=kwargs,
         headless=headless,
     )
+
+
+def _start(name: str, pretrained: bool | str, in_channels: int, kwargs: dict[str, Any]) -> Any:
+    """The model with timm's weights where they were asked for."""
+    try:
+        return _create(name, pretrained in (True, IF_REACHABLE), in_channels, kwargs)
+    except FileNotFoundError as error:
+        if pretrained != IF_REACHABLE:
+            raise
+        warnings.warn(f"training from scratch: {error}", stacklevel=3)
+        return _create(name, False, in_channels, kwargs)
+
+
+def _freeze_norms(model: nn.Module, name: str) -> None:
+    norms = norm_modules(model)
+    if not norms:
+        raise ValueError(f"backbone.freeze_norm=true: {name} has no norm with running statistics; leave it out")
+    for norm in norms:
+        freeze_module(norm)
 
 
 def check_name(name: str) -> None:

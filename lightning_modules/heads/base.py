@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -23,6 +23,8 @@ class Head(Part):
     """
 
     gives = frozenset({"logits"})
+    #: Whether outputs depend on the classes of training; a network without that can be read on data with others.
+    knows_classes: ClassVar[bool] = True
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
@@ -35,6 +37,15 @@ class Head(Part):
     def forward(self, features_BD: Tensor, label: Tensor | None = None) -> Output:
         """Only margin heads read ``label`` (``[B]``, and only in training); others ignore it."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(features_BD, label)")
+
+    @property
+    def embedding_dim(self) -> int:
+        """E of the embedding.
+
+        Raises:
+            ValueError: the head gives none.
+        """
+        raise ValueError(f"head {type(self).__name__} gives no embedding; choose one that does (head=embedding)")
 
     def settings(self) -> dict[str, Any]:
         """The keyword arguments that build this head again, as plain values; exported files store them.

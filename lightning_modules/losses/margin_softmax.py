@@ -1,0 +1,31 @@
+"""What the margin softmax losses share."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from kernels.margin_softmax import Kind, margin_softmax_loss
+from lightning_modules.losses.proxies import ProxyLoss
+
+
+class MarginSoftmax(ProxyLoss):
+    """Cross-entropy over scaled cosines, that of the own class with a margin; see ``kernels.margin_softmax``.
+
+    Args:
+        scale: factor of the cosines.
+        margin: in the units of the kind.
+        **proxies: the keys of ``ProxyLoss``.
+    """
+
+    kind: ClassVar[Kind] = "none"
+
+    def __init__(self, *, scale: float, margin: float = 0.0, **proxies: Any) -> None:
+        super().__init__(**proxies)
+        if not scale > 0:
+            raise ValueError(f"loss.scale={scale} must be positive")
+        self.scale, self.margin = scale, margin
+
+    def of_samples(self, rows_BE: Tensor, labels_B: Tensor, weight_CE: Tensor) -> Tensor:
+        return margin_softmax_loss(rows_BE, labels_B, weight_CE, kind=self.kind, margin=self.margin, scale=self.scale)

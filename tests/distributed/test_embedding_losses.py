@@ -1,0 +1,98 @@
+"""Losses on pairs in two processes: the loss and every gradient of the global batch, mixed pairs and memory included."""
+
+import pytest
+import torch
+from processes import together
+
+from kernels.batch import Batch, Output, Step
+from kernels.mixed_pairs import MixedPairs
+from lightning_modules.losses.contrastive import Contrastive
+from lightning_modules.losses.lifted import Lifted
+from lightning_modules.losses.multi_similarity import MultiSimilarity
+from lightning_modules.losses.proxy_anchor import ProxyAnchor
+from lightning_modules.losses.proxy_nca_pp import ProxyNCAPP
+from lightning_modules.losses.sup_con import SupCon
+from lightning_modules.losses.triplet import Triplet
+from lightning_modules.losses.unpg import UNPG
+from lightning_modules.part import Context
+from lightning_modules.parts import Parts
+from lightning_modules.step import reduce_terms
+
+pytestmark = pytest.mark.fault
+MAKE = {
+    "multi_similarity": MultiSimilarity,
+    "remembering": lambda: MultiSimilarity(memory=7),
+    "contrastive": Contrastive,
+    "nonzero": lambda: Contrastive(distance="l2", over="nonzero", memory=7),
+    "triplet": lambda: Triplet(over="nonzero"),
+    "lifted": Lifted,
+    "sup_con": SupCon,
+    "proxy_anchor": ProxyAnchor,
+    "proxy_nca_pp": ProxyNCAPP,
+    "unpg": UNPG,
+}
+SIZE, CLASSES = 9, 3  # shares of 4 and 5
+
+
+class Net(torch.nn.Module):
+    """A linear embedding of three numbers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.head = torch.nn.Linear(3, 5).double()
+        self.head.embedding_dim = 5
+
+
+def two_updates(name, rank, world):
+    """Gradients of network and loss after each of two updates, summed over the processes, and the loss."""
+    net, loss = Net(), MAKE[name]()
+    loss.setup(Context(CLASSES, 40, 5, 5, net))
+    parts, found = Parts(loss.double()), []
+    for update in range(2):
+        torch.manual_seed(10 + update)
+        x, y = torch.randn(SIZE, 3, dtype=torch.float64), torch.arange(SIZE) % CLASSES
+        mine = slice(rank * SIZE // world, (rank + 1) * SIZE // world)
+        mixed = {"mixed_pairs": MixedPairs("pos_neg", 0.3, 0.4)} if loss.pair_form is not None else {}
+        batch = Batch(torch.zeros(len(y[mine]), 3, 1, 1), y[mine], y[mine], extra=mixed)
+        outputs = {"main": Output(embedding=net.head(x[mine]))}
+        step = Step(0, update, 0, net, None, SIZE)
+        total = sum(reduce_terms(parts, loss(outputs, batch, step), outputs, batch, step).values())
+        parameters = [*net.parameters(), *loss.parameters()]
+        values = [total.detach(), *torch.autograd.grad(total, parameters)]
+        for value in values:
+            if world > 1:
+                torch.distributed.all_reduce(value)
+        loss.commit({"main": outputs["main"].detach()}, batch, step)
+        found.append(values)
+    return found, [value for value in loss.state_dict().values()]
+
+
+def in_two(rank, folder):
+    torch.distributed.init_process_group("gloo")
+    for name in MAKE:
+        torch.save(two_updates(name, rank, 2), folder / f"{name}_{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("losses")
+    ended = together(in_two, folder, folder=folder)
+    assert [process.code for process in ended] == [0, 0], ended[-1].text
+    return folder
+
+
+@pytest.mark.parametrize("name", list(MAKE))
+def test_two_processes_are_one(saved, name):
+    loss = MAKE[name]()
+    one, state = two_updates(name, 0, 1)
+    assert all(bool(value.any()) for values in one for value in values[:2]), "nothing to compare"
+    for rank in range(2):
+        two, other = torch.load(saved / f"{name}_{rank}.pt", weights_only=True)
+        for ours, theirs in zip(two, one, strict=True):
+            for a, b in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+        for a, b in zip(other, state, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
+    assert loss.gathers or loss.per_sample
