@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from datamodules.augment import BatchAugment
 from datamodules.base import ImageData
-from datamodules.manifest import Parts, entry, names_entry
+from datamodules.manifest import Parts, entry
 from datamodules.order import Keys
 from kernels.augment import to_float
 from kernels.batch import Batch
@@ -76,9 +76,9 @@ class ArrayData(ImageData):
 
     def read(self) -> None:
         (train, self.train_labels), (test, self.test_labels), self.classes = self.arrays()
-        check_images(train, self.train_labels, "train", None)
+        check_images(train, self.train_labels, "train", None, self.channels)
         self.size = (train.shape[2], train.shape[3])
-        check_images(test, self.test_labels, "test", self.size)
+        check_images(test, self.test_labels, "test", self.size, self.channels)
         self.image_size = self.size[0]
         self.test_images = test
         self.train_images = train
@@ -89,7 +89,7 @@ class ArrayData(ImageData):
             self.train_images = self._prepared[:, :, p : p + self.size[0], p : p + self.size[1]]
 
     def source(self, part: str) -> ArraySource:
-        labels = self.test_labels if part == "test" else self.train_labels
+        labels = self.labels_of(part)
         augment = self.augment if part == "train" else None
         stored = "test_images" if part == "test" else "train_images" if augment is None else "_prepared"
         images: Tensor = getattr(self, stored)
@@ -106,8 +106,7 @@ class ArrayData(ImageData):
 
     def fingerprint(self) -> Parts:
         return {
-            "classes": names_entry(self.classes),
-            "train": entry(len(self.train_labels), _content(self.train_images, self.train_labels)),
+            "train": entry(len(self.stored_labels), _content(self.train_images, self.stored_labels)),
             "test": entry(len(self.test_labels), _content(self.test_images, self.test_labels)),
         }
 
@@ -116,12 +115,12 @@ class ArrayData(ImageData):
             "image_size": self.image_size,
             "resize_size": self.image_size,
             "interpolation": "bicubic",
-            "channels": "RGB",
+            "channels": "RGB" if self.channels == 3 else "grey",
             "range": [0.0, 1.0],
         }
 
     def test_picture(self, index: int) -> np.ndarray:
-        return self.test_images[index].permute(1, 2, 0).contiguous().numpy()
+        return self.test_images[index].expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
 
 
 def _content(*tensors: Tensor) -> Iterator[bytes | memoryview]:
@@ -132,12 +131,13 @@ def _content(*tensors: Tensor) -> Iterator[bytes | memoryview]:
             yield memoryview(block.contiguous().numpy()).cast("B")
 
 
-def check_images(images: Tensor, labels: Tensor, part: str, size: tuple[int, int] | None) -> None:
-    """Raise where images are not ``[N, 3, H, W]`` uint8, not of ``size``, or not as many as labels."""
+def check_images(images: Tensor, labels: Tensor, part: str, size: tuple[int, int] | None, channels: int = 3) -> None:
+    """Raise where images are not ``[N, channels, H, W]`` uint8, not of ``size``, or not as many as labels."""
     if images.dtype != torch.uint8:
         raise TypeError(f"{part} images are {images.dtype}; give uint8 in 0..255")
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"{part} images have shape {list(images.shape)}; give [N, 3, H, W] in RGB order")
+    if images.ndim != 4 or images.shape[1] != channels:
+        order = " in RGB order" if channels == 3 else ""
+        raise ValueError(f"{part} images have shape {list(images.shape)}; give [N, {channels}, H, W]{order}")
     if images.shape[2] != images.shape[3]:
         raise ValueError(f"{part} images are {images.shape[2]}x{images.shape[3]}; arrays must hold square images")
     if size is not None and tuple(images.shape[2:]) != size:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import numpy as np
@@ -11,49 +10,58 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.class_order import ClassBalancedOrder
+from datamodules.label_sets import LabelSets
 from datamodules.loader import Loader, make_loader
 from datamodules.manifest import Parts, combined
-from datamodules.order import ShuffledOrder, StoredOrder
-from datamodules.split import hold_out, index_digest, limit
+from datamodules.order import ShuffledOrder, StoredOrder, TrainingOrder
+from datamodules.split import index_digest, limit
 from kernels.batch import Batch
 
 
-class ImageData(lightning.LightningDataModule):
+class ImageData(LabelSets, lightning.LightningDataModule):
     """A labelled image set with train, validation and test part. Subclasses say where the images come from.
+
+    The labels of a part are positions in the names of that part, which may differ: see ``LabelSets``.
 
     Args:
         seed: the run's seed, for order and augmentation.
         batch_size: samples of one update, over all processes.
         eval_batch_size: samples of an evaluation batch, over all processes.
         num_workers: loader processes; 0 loads in this one. Never changes the batches.
-        val_fraction: share of the training set held out for validation (stratified).
+        val_fraction: share of the training set held out for validation (stratified); where the test classes are not
+            those of training, share of the training classes, at least one unless it is 0.
         split_seed: of the validation split and the limits; apart from ``seed`` so that runs share a split.
         limit_train: train on so many samples only (stratified); their ``index`` stays that in the full set.
         limit_test: test on so many samples only (stratified).
         drop_last: leave out an incomplete last training batch.
+        samples_per_class: batches of ``batch_size / samples_per_class`` classes with so many samples each (see
+            ``datamodules.class_order``); None shuffles all samples.
+        select_on: ``val`` holds out ``val_fraction``; ``test_best`` holds out nothing and validates on the test part,
+            which then selects the epoch: to compare with papers that report the best epoch on the test set, and for
+            nothing else. The training part is then all of the training set.
         worker_timeout_s: seconds after which a loader process that delivers no batch ends the run.
 
     Attributes (after ``setup``):
-        classes: names, in the order of the labels.
+        classes: names of the classes trained on, in the order of the labels: what a head or proxies count.
+        val_classes, test_classes: names of those parts; ``read`` sets them where they are others than ``classes``.
+        train_labels: ``[num_train]``; -1 where the sample's class is held out.
+        stored_labels: ``[num_train]`` as they were before any class was held out.
+        test_is_query: ``[N_test]`` whether a test image is a query, else it belongs to the gallery; by ``Batch.index``.
+            None where every test image is both.
         image_size: side of the square images, in pixels.
         num_train: length of the full training set before split and limits: that of every per-sample store.
         train_index, val_index, test_index: positions of the parts in use. ``val_index`` points into the training set,
-            unless the source has a validation set of its own.
+            unless the source has a validation set of its own or validation is the test part.
         device: set it before the loaders are built. On a CUDA device and without workers, images that fit in memory
             are kept and augmented there; otherwise batches come on the CPU.
     """
 
     channels = 3
-    classes: tuple[str, ...]
     image_size: int
-    train_labels: Tensor
-    test_labels: Tensor
-    val_labels: Tensor | None = None  # only of a source that has a validation set of its own
     absent: str | None = None  # why there are no images, where a set was built from its declared facts alone
     train_index: Tensor
-    val_index: Tensor
-    test_index: Tensor
-    order: ShuffledOrder
+    order: TrainingOrder
 
     def __init__(
         self,
@@ -67,6 +75,8 @@ class ImageData(lightning.LightningDataModule):
         limit_train: int | None = None,
         limit_test: int | None = None,
         drop_last: bool = True,
+        samples_per_class: int | None = None,
+        select_on: Literal["val", "test_best"] = "val",
         worker_timeout_s: int = 600,
     ) -> None:
         super().__init__()
@@ -75,13 +85,17 @@ class ImageData(lightning.LightningDataModule):
             ("eval_batch_size", eval_batch_size, 1),
             ("num_workers", num_workers, 0),
             ("worker_timeout_s", worker_timeout_s, 1),
+            ("samples_per_class", samples_per_class, 1),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(f"data.{name} must be at least {least}, got {value}")
+        if select_on not in ("val", "test_best"):
+            raise ValueError(f"data.select_on is {select_on!r}; choose val or test_best")
         self.seed, self.split_seed = seed, split_seed
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.val_fraction, self.limit_train, self.limit_test = val_fraction, limit_train, limit_test
         self.drop_last, self.worker_timeout_s = drop_last, worker_timeout_s
+        self.samples_per_class, self.select_on = samples_per_class, select_on
         self.device = torch.device("cpu")
         self._ready = False
 
@@ -98,7 +112,7 @@ class ImageData(lightning.LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} must define source(part)")
 
     def fingerprint(self) -> Parts:
-        """Count and sha256 of class names and of each part; they change when images, labels or names do."""
+        """Count and sha256 of each part as stored; they change when its images or labels (``stored_labels``) do."""
         raise NotImplementedError(f"{type(self).__name__} must define fingerprint()")
 
     def unreadable(self) -> dict[str, dict[str, Any]]:
@@ -118,19 +132,21 @@ class ImageData(lightning.LightningDataModule):
         if self._ready:
             return
         self.read()
-        for part in ("train", "val", "test"):
-            labels = getattr(self, f"{part}_labels")
-            if labels is not None:
-                check_labels(labels, self.classes, part)
-        if self.val_labels is None:
-            train, self.val_index = hold_out(self.train_labels, self.val_fraction, self.split_seed)
-        else:
-            train, self.val_index = torch.arange(self.num_train), torch.arange(len(self.val_labels))
-        self.train_index = limit(self.train_labels, train, self.limit_train, self.split_seed, "limit_train")
+        self.settle_labels()
         everything = torch.arange(len(self.test_labels))
         self.test_index = limit(self.test_labels, everything, self.limit_test, self.split_seed, "limit_test")
-        self.order = ShuffledOrder(self.train_index, self.batch_size, self.seed, self.drop_last)
+        train = self.choose_validation()
+        self.train_index = limit(self.train_labels, train, self.limit_train, self.split_seed, "limit_train")
+        self.order = self._order()
         self._ready = True
+
+    def _order(self) -> TrainingOrder:
+        if self.samples_per_class is None:
+            return ShuffledOrder(self.train_index, self.batch_size, self.seed, self.drop_last)
+        labels = self.train_labels[self.train_index]
+        return ClassBalancedOrder(
+            self.train_index, labels, self.batch_size, self.samples_per_class, self.seed, self.drop_last
+        )
 
     @property
     def num_classes(self) -> int:
@@ -150,12 +166,12 @@ class ImageData(lightning.LightningDataModule):
         return combined(self.manifest_parts())
 
     def manifest_parts(self) -> Parts:
-        """What ``manifest`` is made of, as plain data: count and sha256 of ``classes`` and of each part.
+        """What ``manifest`` is made of, as plain data: count and sha256 of class names and of each part.
 
         ``datamodules.manifest.manifest_difference`` says in words where two of them differ.
         """
         if not hasattr(self, "_manifest_parts"):
-            self._manifest_parts = self.fingerprint()
+            self._manifest_parts = self.label_entries() | self.fingerprint()
         return self._manifest_parts
 
     def split_record(self) -> dict[str, Any]:
@@ -163,10 +179,11 @@ class ImageData(lightning.LightningDataModule):
         parts = {"train": self.train_index, "val": self.val_index, "test": self.test_index}
         return {
             "split_seed": self.split_seed,
-            "val_fraction": self.val_fraction if self.val_labels is None else None,
+            "val_fraction": self.val_fraction if self.held_out else None,
             "num_train_full": self.num_train,
             "counts": {name: len(index) for name, index in parts.items()},
             "sha256": {name: index_digest(index) for name, index in parts.items()},
+            **({"classes": {name: len(self.classes_of(name)) for name in parts}} if self.by_classes else {}),
         }
 
     def set_position(self, epoch: int, batches_done: int = 0) -> None:
@@ -184,7 +201,8 @@ class ImageData(lightning.LightningDataModule):
         """Validation batches; an empty list (Lightning's sign for none) where nothing is held out."""
         if len(self.val_index) == 0:
             return []
-        return self._loader("val", StoredOrder(self.val_index, self.eval_batch_size))
+        part = "test" if self.select_on == "test_best" else "val"
+        return self._loader(part, StoredOrder(self.val_index, self.eval_batch_size))
 
     def test_dataloader(self) -> Loader:
         return self._loader("test", StoredOrder(self.test_index, self.eval_batch_size))
@@ -193,22 +211,11 @@ class ImageData(lightning.LightningDataModule):
         """The training samples in stored order and without augmentation, for evaluators that compare with them."""
         return self._loader("train_eval", StoredOrder(self.train_index, self.eval_batch_size))
 
-    def _loader(self, part: str, order: ShuffledOrder | StoredOrder) -> Loader:
+    def _loader(self, part: str, order: TrainingOrder | StoredOrder) -> Loader:
         return make_loader(
             self.source(part),
             order,
             self.num_workers,
             persistent_workers=part == "train",
             timeout_s=self.worker_timeout_s,
-        )
-
-
-def check_labels(labels: Tensor, classes: Sequence[str], part: str) -> None:
-    """Raise ValueError naming the first label outside ``0 .. C-1``."""
-    wrong = ((labels < 0) | (labels >= len(classes))).nonzero()[:, 0]
-    if len(wrong):
-        first = int(wrong[0])
-        raise ValueError(
-            f"{part} label {int(labels[first])} at index {first} is outside 0..{len(classes) - 1} "
-            f"({len(classes)} classes); {len(wrong)} labels are; correct the label file"
         )

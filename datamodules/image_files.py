@@ -13,7 +13,7 @@ from datamodules.base import ImageData
 from datamodules.decode import MAX_PIXELS
 from datamodules.file_list import FileList
 from datamodules.files import FileSource
-from datamodules.manifest import Parts, files_entry, names_entry
+from datamodules.manifest import Parts, files_entry
 from datamodules.unreadable import Tally, check_policy
 
 
@@ -75,7 +75,7 @@ class ImageFiles(ImageData):
         own = part if part in self.files else "train"
         return FileSource(
             self.files[own],
-            self._labels(own),
+            self.labels_of(part),
             self.image_size,
             self.resize_size,
             self.interpolation,
@@ -85,11 +85,6 @@ class ImageFiles(ImageData):
             self._tally(own),
             self.train_index if part == "train" else None,
         )
-
-    def _labels(self, own: str) -> Tensor:
-        labels = {"train": self.train_labels, "val": self.val_labels, "test": self.test_labels}[own]
-        assert labels is not None
-        return labels
 
     def _tally(self, own: str) -> Tally | None:
         """One count for every source that reads these files, kept over epochs."""
@@ -106,8 +101,9 @@ class ImageFiles(ImageData):
 
     def check_classes(self, part: str, labels: Tensor, where: str) -> None:
         """Raise ValueError naming the classes without a sample in ``labels``, unless that is allowed."""
-        counts = torch.bincount(labels, minlength=len(self.classes))
-        absent = [self.classes[label] for label in (counts == 0).nonzero()[:, 0].tolist()]
+        classes = self.classes_of(part)
+        counts = torch.bincount(labels, minlength=len(classes))
+        absent = [classes[label] for label in (counts == 0).nonzero()[:, 0].tolist()]
         if absent and (part == "train" or not self.allow_missing_classes):
             advice = "add some" if part == "train" else "add some, or set data.allow_missing_classes=true"
             shown = ", ".join(repr(name) for name in absent[:5])
@@ -115,8 +111,10 @@ class ImageFiles(ImageData):
             raise ValueError(f"{where} has no image of these classes: {shown}{more}; {advice}")
 
     def fingerprint(self) -> Parts:
-        files = {part: files_entry(files, self._labels(part)) for part, files in sorted(self.files.items())}
-        return {"classes": names_entry(self.classes), **files}
+        labels = {"train": self.stored_labels, "test": self.test_labels}
+        if self.val_labels is not None:
+            labels["val"] = self.val_labels
+        return {part: files_entry(files, labels[part]) for part, files in sorted(self.files.items())}
 
     def preprocessing(self) -> dict[str, Any]:
         return {

@@ -63,12 +63,12 @@ def read_rows(path: Path) -> LabelFile:
         raise ValueError(f"{path} is neither .csv nor .json; label files are one of these")
     rows = LabelFile(path, unit, [], [], [])
     seen: dict[str, int] = {}
-    for line, name, label in read(path, _text(path)):
+    for line, name, label in read(path, text_of(path)):
         rows.paths.append(name)
         rows.labels.append(label)
         rows.lines.append(line)
         row = len(rows.paths) - 1
-        if (wrong := _wrong_path(name)) or (wrong := _wrong_label(label)):
+        if (wrong := wrong_path(name)) or (wrong := _wrong_label(label)):
             rows.refuse(row, wrong)
         if seen.setdefault(name, row) != row:
             rows.refuse(row, f"{name!r} stands already on {unit} {rows.lines[seen[name]]}; keep one of them")
@@ -77,7 +77,8 @@ def read_rows(path: Path) -> LabelFile:
     return rows
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The text of a file in UTF-8, with or without BOM; ValueError naming the line that is not."""
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")
@@ -126,8 +127,8 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Any, Any]]:
         yield number, entry["path"], entry["label"]
 
 
-def _wrong_path(name: Any) -> str:
-    """What is wrong with a path; empty for nothing."""
+def wrong_path(name: Any) -> str:
+    """What is wrong with a path as it stands in a file; empty for nothing."""
     if not isinstance(name, str) or not name:
         return "the path is empty; name an image below data.root" if name == "" else f"the path is {name!r}, not text"
     if _CONTROL.search(name):

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.order import ShuffledOrder, StoredOrder
+from datamodules.order import StoredOrder, TrainingOrder
 from kernels.batch import Batch
 
 TIMEOUT_S = 600  # a batch that takes longer than this hangs
@@ -65,7 +65,7 @@ def _explanation(message: str, timeout_s: float) -> str | None:
 
 def make_loader(
     source: Dataset[Batch],
-    order: ShuffledOrder | StoredOrder,
+    order: TrainingOrder | StoredOrder,
     num_workers: int,
     persistent_workers: bool = False,
     timeout_s: int = TIMEOUT_S,

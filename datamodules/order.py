@@ -56,8 +56,8 @@ def earlier_visits(index: Tensor) -> Tensor:
     return torch.empty_like(index).scatter_(0, order, position - first)
 
 
-class ShuffledOrder(Sampler[Keys]):
-    """Batches of one epoch after another; each epoch has its own permutation.
+class TrainingOrder(Sampler[Keys]):
+    """Batches of one epoch after another; subclasses say what an epoch visits.
 
     ``batch_size`` is that of the whole update: under torch.distributed every rank yields its consecutive share of
     each batch, so one process and several see the same updates.
@@ -65,10 +65,10 @@ class ShuffledOrder(Sampler[Keys]):
     position set last; ``len`` is always the number of batches of a whole epoch.
 
     Args:
-        index: ``[N]`` positions in the full training set; one may occur several times, which makes several views.
+        index: ``[N]`` positions in the full training set.
         batch_size: samples of a batch over all ranks.
         seed: the run's seed.
-        drop_last: leave out the last batch of an epoch when it is smaller than the others.
+        drop_last: leave out the last batch of an epoch when there are too few samples for a whole one.
     """
 
     def __init__(self, index: Tensor, batch_size: int, seed: int, drop_last: bool = True) -> None:
@@ -80,13 +80,17 @@ class ShuffledOrder(Sampler[Keys]):
                 f"drop_last={drop_last}; use a smaller batch_size, more samples or drop_last=false"
             )
 
-    def __len__(self) -> int:
-        whole, rest = divmod(len(self.index), self.batch_size)
-        return whole if self.drop_last or rest == 0 else whole + 1
+    def visits(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The indices of an epoch in their order, and the view of each."""
+        raise NotImplementedError(f"{type(self).__name__} must define visits(epoch)")
 
     def samples_of(self, batch: int) -> int:
         """Samples of a batch of any epoch, over all ranks; only the last batch may have fewer than ``batch_size``."""
-        return min(self.batch_size, len(self.index) - batch * self.batch_size)
+        return self.batch_size
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.index), self.batch_size)
+        return whole if self.drop_last or rest == 0 else whole + 1
 
     def set_position(self, epoch: int, batches_done: int = 0) -> None:
         """Continue in ``epoch`` after ``batches_done`` batches; a whole epoch done means the next one begins."""
@@ -94,11 +98,6 @@ class ShuffledOrder(Sampler[Keys]):
             raise ValueError(f"a position needs epoch >= 0 and batches_done >= 0, got {epoch} and {batches_done}")
         further, self.start = divmod(batches_done, len(self))
         self.epoch = epoch + further
-
-    def visits(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The indices of an epoch in their order, and the view of each."""
-        ordered = self.index[permutation(self.seed, epoch, len(self.index))]
-        return ordered.numpy(), earlier_visits(ordered).numpy()
 
     def __iter__(self) -> Iterator[Keys]:
         rank, world = rank_and_world()
@@ -109,7 +108,7 @@ class ShuffledOrder(Sampler[Keys]):
             if batch == batches - 1:  # before the last yield: not every consumer asks for what comes after it
                 self.epoch, self.start = epoch + 1, 0
             first = batch * self.batch_size
-            a, b = share(first, min(first + self.batch_size, len(index)), rank, world)
+            a, b = share(first, first + self.samples_of(batch), rank, world)
             yield Keys(epoch, index[a:b], view[a:b])
 
     def check_shares(self, world: int) -> None:
@@ -118,13 +117,27 @@ class ShuffledOrder(Sampler[Keys]):
         Raises:
             ValueError: naming its size.
         """
-        rest = len(self.index) % self.batch_size
-        smallest = rest if rest and not self.drop_last else self.batch_size
+        smallest = self.samples_of(len(self) - 1)
         if smallest < world:
             raise ValueError(
                 f"a batch of {smallest} samples cannot be shared by {world} processes; "
                 "use drop_last=true or another batch_size"
             )
+
+
+class ShuffledOrder(TrainingOrder):
+    """Every sample once an epoch; each epoch has its own permutation.
+
+    One position may stand in ``index`` several times, which makes several views. The last batch of an epoch holds what
+    is left, or is left out (``drop_last``). Arguments: see ``TrainingOrder``.
+    """
+
+    def samples_of(self, batch: int) -> int:
+        return min(self.batch_size, len(self.index) - batch * self.batch_size)
+
+    def visits(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        ordered = self.index[permutation(self.seed, epoch, len(self.index))]
+        return ordered.numpy(), earlier_visits(ordered).numpy()
 
 
 class StoredOrder(Sampler[Keys]):

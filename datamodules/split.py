@@ -1,13 +1,15 @@
-"""Stratified, seeded choices among samples: which are held out for validation, which are kept by a limit."""
+"""Seeded choices: which samples or classes are held out for validation, which samples are kept by a limit."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kernels.counter_rng import bits
+from kernels.counter_rng import bits, permutation
 
 
 def allocate(counts: Tensor, total: int) -> Tensor:
@@ -50,8 +52,7 @@ def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor
     Raises:
         ValueError: for a fraction outside [0, 1), or when a class would have no sample left to train on.
     """
-    if not 0.0 <= fraction < 1.0:
-        raise ValueError(f"data.val_fraction must be in [0, 1), got {fraction}")
+    _check_fraction(fraction)
     everything = torch.arange(len(labels))
     held = choose(labels, everything, round(fraction * len(labels)), seed, "split")
     lost = sorted(set(labels.tolist()) - set(labels[~held].tolist()))
@@ -61,6 +62,65 @@ def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor
             "use a smaller one, or more images of that class"
         )
     return everything[~held], everything[held]
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0.0 <= fraction < 1.0:
+        raise ValueError(f"data.val_fraction must be in [0, 1), got {fraction}")
+
+
+@dataclass(frozen=True)
+class ClassSplit:
+    """Classes held out with all their samples; training and validation each number their own classes from 0.
+
+    Attributes:
+        kept, held: class numbers of the whole set, sorted: those of training and those of validation.
+        train_labels, val_labels: ``[N]`` positions in ``kept`` and in ``held``; -1 for samples of the other.
+    """
+
+    kept: Tensor
+    held: Tensor
+    train_labels: Tensor
+    val_labels: Tensor
+
+    @property
+    def train_index(self) -> Tensor:
+        return (self.train_labels >= 0).nonzero()[:, 0]
+
+    @property
+    def val_index(self) -> Tensor:
+        return (self.val_labels >= 0).nonzero()[:, 0]
+
+    def names(self, classes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the classes of training and of validation."""
+        kept, held = (tuple(classes[label] for label in part.tolist()) for part in (self.kept, self.held))
+        return kept, held
+
+
+def hold_out_classes(labels: Tensor, num_classes: int, fraction: float, seed: int) -> ClassSplit:
+    """Hold out ``fraction`` of the classes, rounded, at least one unless it is 0, drawn by ``seed``.
+
+    Args:
+        labels: ``[N]`` in ``0 .. num_classes - 1``.
+        num_classes: of the whole set.
+        fraction: of the classes, whatever their sizes.
+        seed: of the choice.
+
+    Raises:
+        ValueError: for a fraction outside [0, 1), or when no class would be left to train on.
+    """
+    _check_fraction(fraction)
+    count = max(round(fraction * num_classes), 1) if fraction > 0 else 0
+    if count >= num_classes:
+        raise ValueError(
+            f"data.val_fraction={fraction} holds out {count} of {num_classes} training classes, which leaves none to "
+            "train on; use a smaller one (0 holds out none), or more classes"
+        )
+    order = permutation(seed, 0, num_classes, "split.classes")
+    held, kept = order[:count].sort().values, order[count:].sort().values
+    place = torch.full((2, num_classes), -1, dtype=torch.int64)
+    place[0, kept], place[1, held] = torch.arange(num_classes - count), torch.arange(count)
+    return ClassSplit(kept, held, place[0, labels], place[1, labels])
 
 
 def limit(labels: Tensor, index: Tensor, count: int | None, seed: int, key: str) -> Tensor:

@@ -1,12 +1,18 @@
-"""A small image set in memory whose images can be told apart by their bytes."""
+"""What several tests need: a small image set in memory, and sets of files that are ready to be looked at."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from datamodules.arrays import ArrayData
+from datamodules.image_files import ImageFiles
+from kernels.batch import Batch
 
 
 class Tiny(ArrayData):
@@ -22,3 +28,28 @@ class Tiny(ArrayData):
 @pytest.fixture
 def tiny() -> type[Tiny]:
     return Tiny
+
+
+@pytest.fixture
+def ready() -> Callable[..., Any]:
+    """``ready(kind, root, **keys)``: a set of image files with small settings, after ``setup``."""
+
+    def build(kind: type[ImageFiles], root: Path, **keys: Any) -> Any:
+        settings = {"image_size": 8, "batch_size": 2, "eval_batch_size": 100, "val_fraction": 0.0, **keys}
+        data = kind(0, root=str(root), **settings)
+        data.setup()
+        return data
+
+    return build
+
+
+@pytest.fixture
+def values() -> Callable[[Iterable[Batch]], dict[str, list[int]]]:
+    """``values(loader)``: grey values and labels of its images, in its order."""
+
+    def read(loader: Iterable[Batch]) -> dict[str, list[int]]:
+        batches = list(loader)
+        image, label = torch.cat([b.image for b in batches]), torch.cat([b.label for b in batches])
+        return {"value": (image[:, 0, 4, 4] * 255).round().long().tolist(), "label": label.tolist()}
+
+    return read
