@@ -10,21 +10,15 @@ validation accuracy reaches that of the plain run at its end (for TrAct).
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import os
 import statistics
 import tempfile
-from pathlib import Path
 from typing import Any
 
-import recipes.assemble
-import recipes.report.page  # noqa: F401  # imported here once, not in every child
 from benchmarks.timing import save
-from recipes.cli import train
+from benchmarks.training_runs import column_of, results_of, train_all
 
 CIFAR = ["backbone=cifar_resnet20", "data.verify=false", "data.limit_train=2000", "data.limit_test=2000"]
-CIFAR += ["data.val_fraction=0.02", "callback=[]"]
+CIFAR += ["data.val_fraction=0.02"]
 #: {case: words}; each runs as it is and with ``~surgery``.
 CASES = {
     "embedded, ws_bcn, batch 4": ["recipe=grocery_ws_bcn"],
@@ -47,36 +41,22 @@ def epochs_of(case: str) -> int | None:
     return EPOCHS.get(case, EPOCHS.get(case.split(",")[0]))
 
 
-def words_of(case: str, with_surgery: bool, seed: int, folder: str, data: str | None) -> list[str]:
+def words_of(case: str, with_surgery: bool, seed: int, data: str | None) -> list[str]:
     """The command line of one run."""
-    words = [*CASES[case], f"seed={seed}", f"output={folder}", f"name={name_of(case, with_surgery, seed)}"]
+    words = [*CASES[case], f"seed={seed}"]
     words += [f"data.root={data}", *CIFAR] if case.startswith("cifar") else []
     words += [f"trainer.max_epochs={epochs_of(case)}"] if epochs_of(case) else []
-    return [*words, "trainer.accelerator=cpu", *([] if with_surgery else ["~surgery"])]
+    return [*words, *([] if with_surgery else ["~surgery"])]
 
 
 def name_of(case: str, with_surgery: bool, seed: int) -> str:
     return f"{case.replace(', ', '-').replace(' ', '')}-{'with' if with_surgery else 'without'}-{seed}"
 
 
-def start(words: list[str]) -> int:
-    """Fork a process that trains; its number."""
-    pid = os.fork()
-    if pid == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        try:
-            code = train(words)
-        finally:
-            os._exit(code)
-    return pid
-
-
 def result(folder: str, name: str) -> dict[str, Any]:
     """Test accuracy, and validation accuracy of every epoch."""
-    run = next(Path(folder).glob(f"*/{name}"))
-    found = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
-        validation = [float(row["val/accuracy"]) for row in csv.DictReader(file) if row.get("val/accuracy")]
+    found = results_of(folder, name)
+    validation = column_of(folder, name, "val/accuracy")
     return {"test": found["test"]["accuracy"], "val": validation, "seconds": found["train_seconds"]}
 
 
@@ -111,14 +91,13 @@ def main() -> None:
     cases = [case for case in CASES if (options.data or not case.startswith("cifar"))]
     cases = [case for case in cases if not options.only or any(word in case for word in options.only)]
     with tempfile.TemporaryDirectory() as folder:
-        jobs = [(case, with_, seed) for case in cases for seed in range(options.seeds) for with_ in (True, False)]
-        waiting, running = list(jobs), set[int]()
-        while waiting or running:
-            while waiting and len(running) < 2:
-                running.add(start(words_of(*waiting.pop(0), folder, options.data)))
-            pid, status = os.wait()
-            running.remove(pid)
-            assert os.waitstatus_to_exitcode(status) == 0, "a run failed"
+        jobs = {
+            name_of(case, with_, seed): words_of(case, with_, seed, options.data)
+            for case in cases
+            for seed in range(options.seeds)
+            for with_ in (True, False)
+        }
+        train_all(jobs, folder)
         found = {
             case: summary(
                 {w: [result(folder, name_of(case, w, s)) for s in range(options.seeds)] for w in (True, False)}

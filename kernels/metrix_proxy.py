@@ -34,7 +34,7 @@ def proxy_anchor_metrix(
 
     Args:
         embeddings: ``[B, D]``.
-        labels: ``[B]`` integers, the proxy of each sample.
+        labels: ``[B]`` integers, the proxy of each sample; one of class -1 takes no part.
         proxies: ``[P, D]``.
         lam: weight of the first member of a pair.
         alpha: sharpness.
@@ -49,11 +49,11 @@ def proxy_anchor_metrix(
     Raises:
         ValueError: shapes or labels that do not fit, lam outside [0, 1], an unknown kind, top_k below 1.
     """
-    own_BP = _own_proxy(embeddings, labels, proxies)
+    own_BP, other_BP = _masks(embeddings, labels, proxies)
     form = proxy_anchor(alpha, delta)
     with torch.autocast(embeddings.device.type, enabled=False):
         mixture = Mixture(form, pairs, lam, renormalize, top_k)
-        return proxy_shares(form, *mixture.sums(unit(proxies), unit(embeddings), own_BP.T, ~own_BP.T))
+        return proxy_shares(form, *mixture.sums(unit(proxies), unit(embeddings), own_BP.T, other_BP.T))
 
 
 def proxy_shares(form: PairForm, pos_P: Tensor, neg_P: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def proxy_nca_metrix(
 
     Args:
         embeddings: ``[B, D]``.
-        labels: ``[B]`` integers, the proxy of each sample.
+        labels: ``[B]`` integers, the proxy of each sample; one of class -1 takes no part.
         proxies: ``[P, D]``.
         lam: weight of the first member of a pair.
         temperature: T > 0.
@@ -106,19 +106,20 @@ def proxy_nca_metrix(
     Raises:
         ValueError: shapes or labels that do not fit, lam outside [0, 1], an unknown kind, top_k below 1.
     """
-    own_BP = _own_proxy(embeddings, labels, proxies)
+    own_BP, other_BP = _masks(embeddings, labels, proxies)
     form = nca(temperature, over_all=over_all)
     with torch.autocast(embeddings.device.type, enabled=False):
         mixture = Mixture(form, pairs, lam, renormalize, top_k)
-        return form.loss(*mixture.sums(unit(embeddings), unit(proxies), own_BP, ~own_BP))
+        return form.loss(*mixture.sums(unit(embeddings), unit(proxies), own_BP, other_BP))
 
 
-def _own_proxy(embeddings_BD: Tensor, labels_B: Tensor, proxies_PD: Tensor) -> Tensor:
-    """Boolean ``[B, P]``: the proxy of each sample."""
+def _masks(embeddings_BD: Tensor, labels_B: Tensor, proxies_PD: Tensor) -> tuple[Tensor, Tensor]:
+    """Boolean ``[B, P]``: the proxy of each sample and the others; neither for a sample of class -1."""
     check_embeddings(embeddings_BD, proxies_PD)
     if labels_B.shape != embeddings_BD.shape[:1] or labels_B.is_floating_point():
         raise ValueError(
             f"labels of shape {list(labels_B.shape)} and dtype {labels_B.dtype} for {len(embeddings_BD)} embeddings; "
             "proxies need one integer class a sample"
         )
-    return labels_B[:, None] == torch.arange(len(proxies_PD), device=labels_B.device)
+    own_BP = labels_B[:, None] == torch.arange(len(proxies_PD), device=labels_B.device)
+    return own_BP, ~own_BP & (labels_B >= 0)[:, None]

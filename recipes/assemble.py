@@ -91,6 +91,7 @@ def assemble(
             seed=seed,
             batch_size=data_module.order.samples_of(0),
             last_batch_size=data_module.order.samples_of(data_module.steps_per_epoch - 1),
+            val_is_query=data_module.val_is_query,
         )
         module = make(
             task, network, parts, maker(optimizer, "optimizer"), maker(schedule, "schedule"), context, group="task"

@@ -1,10 +1,11 @@
-"""Evaluation of a checkpoint, without a trainer."""
+"""Evaluation of a checkpoint, or of a backbone as it is, without a trainer."""
 
 from __future__ import annotations
 
 import copy
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from recipes.stored import stored_config, without_download
 from recipes.validate import ConfigError, group_problems, unknown_key
 
 Part = dict[str, Any]
+FEATURES = "lightning_modules.heads.embedding.Embedding"
 UNLABELLED = ["root", "eval_batch_size", "num_workers", "max_pixels"]  # keys of data that a folder of images takes
 
 
@@ -21,57 +23,121 @@ def configure(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     replaced = any(word.startswith("data=") for word in words)
     data_words = [] if replaced else [word for word in words if word.startswith("data.")]
     rest = [word for word in words if word not in data_words]
-    return compose_config(rest, root="evaluate", target="recipes.evaluate.evaluate_checkpoint"), data_words
+    config = compose_config(rest, root="evaluate", target="recipes.evaluate.evaluate_checkpoint")
+    _check_subject(*(config.get(key) for key in ("checkpoint", "backbone", "data")))
+    return config, data_words
+
+
+def _check_subject(checkpoint: str | None, backbone: Part | None, data: Part | None) -> None:
+    if (checkpoint is None) == (backbone is None):
+        raise ConfigError(["give either checkpoint=PATH or backbone=NAME (with data=NAME): one of them is evaluated"])
+    if backbone is not None and data is None:
+        raise ConfigError(["backbone=NAME needs data=NAME: there is no recipe that says on which images"])
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is evaluated: a network, and what is known of it.
+
+    Attributes:
+        network: on the CPU.
+        data: the data part it is evaluated on, unless another is given.
+        classes: it was trained on; None for none.
+        preprocessing: of its images; None where the data decide.
+        folder: what evaluators write goes into a folder below.
+        seed: of the run.
+    """
+
+    network: Any
+    data: Part
+    classes: tuple[str, ...] | None
+    preprocessing: dict[str, Any] | None
+    folder: Path
+    seed: int
 
 
 def evaluate_checkpoint(
     data_words: Sequence[str] = (),
     *,
-    checkpoint: str,
     evaluator: dict[str, Part],
+    checkpoint: str | None = None,
+    backbone: Part | None = None,
     data: Part | None = None,
     output: str | None = None,
     device: str = "auto",
 ) -> dict[str, dict[str, float]]:
-    """Rebuild the network of a checkpoint and run evaluators on it.
+    """Rebuild the network of a checkpoint, or take a backbone as it is, and run evaluators on it.
 
     Args:
         data_words: ``data.key=value`` words applied to the data of the checkpoint's recipe.
-        checkpoint: a file, or a run directory.
         evaluator: parts by name.
+        checkpoint: a file, or a run directory.
+        backbone: a backbone whose pooled features are the embedding, in place of a checkpoint; needs ``data``.
         data: another data module than the recipe's.
         output: folder for the files evaluators write.
         device: auto, cpu, cuda, ...
 
     Returns:
-        Metrics of each evaluator; also written to results.json in the output folder.
+        Metrics of each evaluator; also written to results.json in the output folder, with a report.html.
 
     Raises:
         ConfigError: a checkpoint or data that cannot be used, with the reason.
     """
-    from recipes.checkpoint import load_checkpoint
     from recipes.directory import write_json
-    from recipes.make import make, rebuild_network
+    from recipes.make import make
 
     try:
-        content = load_checkpoint(checkpoint)
-        config = stored_config(content)
-        node = data or change_data(without_download(config["data"]), data_words, evaluators=evaluator)
-        root = node.get("root") if data or any(word.startswith("data.root=") for word in data_words) else None
-        network = rebuild_network(config, len(content["classes"]), content["network"]).to(_device(device)).eval()
-        folder = _output_folder(checkpoint, output)
+        subject = _subject(checkpoint, backbone, data, data_words, evaluator)
+        root = subject.data.get("root") if data or any(word.startswith("data.root=") for word in data_words) else None
+        network = subject.network.to(_device(device)).eval()
+        folder = _new(Path(output) if output else subject.folder / time.strftime("%Y-%m-%d_%H-%M-%S"))
         runs = {name: make(part, group="evaluator") for name, part in evaluator.items()}
-        sources = {name: _source(run.reads, node, root, content, folder, config["seed"]) for name, run in runs.items()}
+        sources = {name: _source(run, subject, root, folder) for name, run in runs.items()}
         folder.mkdir(parents=True)  # nothing is left behind where the data were refused
-        results: dict[str, dict[str, float]] = {}
+        evaluations = {}
         for name, run in runs.items():
-            results[name] = run(network, sources[name]).metrics
-            _print(name, results[name])
+            evaluations[name] = run(network, sources[name])
+            _print(name, evaluations[name].metrics)
     except (ValueError, FileNotFoundError) as error:
         raise error if isinstance(error, ConfigError) else ConfigError([str(error)]) from error
+    results = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     write_json(folder / "results.json", results)
-    print(folder)
+    from recipes.report.page import write_report
+
+    print(write_report(folder, evaluations))
     return results
+
+
+def _subject(
+    checkpoint: str | None,
+    backbone: Part | None,
+    data: Part | None,
+    data_words: Sequence[str],
+    evaluator: dict[str, Part],
+) -> Subject:
+    _check_subject(checkpoint, backbone, data)
+    if backbone is not None and data is not None:
+        return _of_backbone(backbone, data)
+    assert checkpoint is not None
+    from recipes.checkpoint import load_checkpoint
+    from recipes.make import rebuild_network
+
+    content = load_checkpoint(checkpoint)
+    config = stored_config(content)
+    node = data or change_data(without_download(config["data"]), data_words, evaluators=evaluator)
+    network = rebuild_network(config, len(content["classes"]), content["network"])
+    path = Path(checkpoint)
+    run = path if path.is_dir() else path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    classes = tuple(content["classes"])
+    return Subject(network, node, classes, content["preprocessing"], run / "evaluations", config["seed"])
+
+
+def _of_backbone(backbone: Part, data: Part) -> Subject:
+    """A backbone whose pooled features are the embedding."""
+    from recipes.make import build_network
+
+    network, _ = build_network(backbone, {}, {"_target_": FEATURES, "dim": None}, 1)
+    return Subject(network, data, None, None, Path("evaluations") / str(backbone.get("name", "backbone")), 0)
 
 
 def change_data(node: Part, words: Sequence[str], evaluators: dict[str, Part] | None = None) -> Part:
@@ -101,25 +167,43 @@ def _device(name: str) -> Any:
         raise ConfigError([f"device={name} is not a device; choose auto, cpu, cuda or cuda:NUMBER"]) from error
 
 
-def _source(reads: str, node: Part, root: str | None, content: dict[str, Any], folder: Path, seed: int) -> Any:
+def _source(run: Any, subject: Subject, root: str | None, folder: Path) -> Any:
     """Labelled: the test part of the data module. Unlabelled: every image below ``data.root``."""
     from lightning_modules.evaluators.base import EvaluationData
     from recipes.make import make
 
-    classes = tuple(content["classes"])
-    if reads == "unlabelled":
+    classes = subject.classes
+    if run.reads == "unlabelled":
         from datamodules.unlabelled import Unlabelled
 
+        if classes is None or subject.preprocessing is None:
+            raise ConfigError(["a backbone alone predicts no classes; give checkpoint=PATH of a classifier"])
         if root is None:
             raise ConfigError(["data.root must be given: data.root=FOLDER with the images to predict"])
-        keys = {key: node[key] for key in UNLABELLED if key in node}
-        images = Unlabelled(content["preprocessing"], **{**keys, "root": root})
+        keys = {key: subject.data[key] for key in UNLABELLED if key in subject.data}
+        images = Unlabelled(subject.preprocessing, **{**keys, "root": root})
         return EvaluationData(images.dataloader(), classes, paths=images.paths, output=folder)
-    module = make(node, seed, group="data")
+    module = make(subject.data, subject.seed, group="data")
     module.setup()
-    if tuple(module.classes) != classes:
-        raise ConfigError([_class_difference(classes, tuple(module.classes))])
-    return EvaluationData(module.test_dataloader(), classes, output=folder, train=module.train_eval_dataloader)
+    if run.same_classes and (found := tuple(module.classes_of("test"))) != classes:
+        if classes is None:
+            raise ConfigError(["a backbone alone knows no classes; evaluate its features with evaluator=[retrieval]"])
+        raise ConfigError([_class_difference(classes, found)])
+    return test_data(module, folder)
+
+
+def test_data(module: Any, folder: Path) -> Any:
+    """The test part of a data module that is set up, as evaluators read it."""
+    from lightning_modules.evaluators.base import EvaluationData
+
+    return EvaluationData(
+        batches=module.test_dataloader(),
+        classes=module.classes_of("test"),
+        output=folder,
+        train=module.train_eval_dataloader,
+        is_query=module.test_is_query,
+        picture=module.test_picture,
+    )
 
 
 def _class_difference(trained: tuple[str, ...], found: tuple[str, ...]) -> str:
@@ -129,10 +213,8 @@ def _class_difference(trained: tuple[str, ...], found: tuple[str, ...]) -> str:
     return f"class names differ from those of the checkpoint: {pair[0]!r} there, {pair[1]!r} in the data at its place"
 
 
-def _output_folder(checkpoint: str, output: str | None) -> Path:
-    path = Path(checkpoint)
-    run = path if path.is_dir() else path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    folder = Path(output) if output else run / "evaluations" / time.strftime("%Y-%m-%d_%H-%M-%S")
+def _new(folder: Path) -> Path:
+    """The folder, or with a number behind its name where it exists."""
     number, first = 2, folder
     while folder.exists():
         folder, number = first.with_name(f"{first.name}_{number}"), number + 1

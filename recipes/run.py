@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from datamodules.base import ImageData
 from datamodules.loader import LoaderDied
-from lightning_modules.evaluators.base import EvaluationData, Evaluator
+from lightning_modules.evaluators.base import Evaluator
 from lightning_modules.evaluators.result import Evaluation
 from lightning_modules.surgery.changes import is_module_line
 from lightning_modules.task import Task
@@ -31,6 +31,7 @@ from recipes.directory import (
     write_status,
     write_text,
 )
+from recipes.evaluate import test_data
 from recipes.keeper import Keeper, check_same, where
 from recipes.lock import Lock, Locked
 from recipes.peers import Peers
@@ -272,22 +273,18 @@ class Run:
         network = self.task.evaluated_network
         network.load_state_dict(found[0]["network"])  # type: ignore[union-attr, operator]
         network.to(self.trainer.strategy.root_device)  # type: ignore[union-attr, operator]  # fit leaves it on the CPU
-        data = EvaluationData(
-            batches=self.data.test_dataloader(),
-            classes=self.data.classes,
-            output=directory,
-            train=self.data.train_eval_dataloader,
-        )
+        data = test_data(self.data, directory)
         return {name: evaluator(network, data) for name, evaluator in self.evaluators.items()}  # type: ignore[arg-type]
 
     def _results(self, recorder: Recorder, evaluations: dict[str, Evaluation]) -> dict[str, Any]:
         rows, best = recorder.rows, recorder.best
         train_seconds = sum(row["seconds"] for row in rows)
         tests = {name: evaluation.metrics for name, evaluation in evaluations.items()}
+        main = "classification" if "classification" in tests else next(iter(tests), "")
         return {
             "recipe": self.config["recipe"],
             "seed": self.config["seed"],
-            "test": tests.pop("classification", {}),
+            "test": tests.pop(main, {}),
             **({"evaluators": tests} if tests else {}),
             "val": {name.removeprefix("val/"): value for name, value in best.items() if name.startswith("val/")},
             "selected_epoch": best.get("epoch"),
@@ -322,6 +319,6 @@ def refuse_to_start_over(directory: Path) -> None:
 
 
 def _summary(results: dict[str, Any]) -> str:
-    accuracy = results["test"].get("accuracy")
-    tested = "" if accuracy is None else f"test accuracy {accuracy:.2%}, "
+    test = results["test"]
+    tested = "".join(f"test {name} {test[name]:.2%}, " for name in ("accuracy", "recall@1", "map@r") if name in test)
     return f"{tested}{results['epochs']} epochs in {results['train_seconds']:.0f} s of training"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 
 from kernels.batch import Batch
@@ -24,6 +25,9 @@ class EvaluationData:
         paths: file of each image, where images come from files.
         output: folder for files the evaluator writes.
         train: makes the batches of the training set, in stored order and without augmentation, where there is one.
+        is_query: ``[N]`` whether the image with this ``Batch.index`` is a query and not of the gallery; None where
+            every image is both.
+        picture: the evaluated image with this ``Batch.index``, ``[H, W, 3]`` uint8.
     """
 
     batches: Iterable[Batch]
@@ -31,6 +35,8 @@ class EvaluationData:
     paths: list[str] | None = None
     output: Path | None = None
     train: Callable[[], Iterable[Batch]] | None = None
+    is_query: torch.Tensor | None = None
+    picture: Callable[[int], np.ndarray] | None = None
 
 
 class Evaluator:
@@ -38,9 +44,11 @@ class Evaluator:
 
     Class attributes:
         reads: ``labelled`` for the test set of the data module; ``unlabelled`` for any folder of images.
+        same_classes: whether the classes of the data must be those the network was trained on.
     """
 
     reads: ClassVar[Literal["labelled", "unlabelled"]] = "labelled"
+    same_classes: ClassVar[bool] = True
 
     def __call__(self, network: Network, data: EvaluationData) -> Evaluation:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(network, data)")

@@ -6,6 +6,7 @@ returns can carry markup or a request to the outside into the page.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,6 +67,99 @@ class Curve:
                 raise ValueError(f"line {name!r} has {len(values)} values for {len(self.x)} positions")
 
 
+@dataclass(frozen=True, slots=True)
+class RankedImage:
+    """One image of the gallery as a query found it.
+
+    Attributes:
+        picture: ``[H, W, 3]`` or ``[H, W, 1]`` uint8 pixels as the network saw them, before normalization.
+        label: name of its class.
+        correct: it counts as a hit for the query.
+        score: what the gallery is ordered by, a similarity or a distance.
+        index: position in the data set that was evaluated.
+
+    Raises:
+        ValueError: the picture is of another type or shape, the score no finite number, the index negative.
+    """
+
+    picture: npt.NDArray[np.uint8]
+    label: str
+    correct: bool
+    score: float
+    index: int
+
+    def __post_init__(self) -> None:
+        _check_image("ranked image", self.picture, self.score, self.index)
+
+
+@dataclass(frozen=True, slots=True)
+class RankedQuery:
+    """A query and the images it found.
+
+    Attributes:
+        picture: ``[H, W, 3]`` or ``[H, W, 1]`` uint8 pixels as the network saw them, before normalization.
+        label: name of its class.
+        index: position in the data set that was evaluated.
+        score: what queries are ordered by, such as the average precision of this one.
+        neighbours: the nearest first.
+        score_name: what ``score`` is, in a word or two.
+
+    Raises:
+        ValueError: as for ``RankedImage``, or a neighbour is none.
+    """
+
+    picture: npt.NDArray[np.uint8]
+    label: str
+    index: int
+    score: float
+    neighbours: list[RankedImage]
+    score_name: str = "score"
+
+    def __post_init__(self) -> None:
+        _check_image("query", self.picture, self.score, self.index)
+        _check_items("neighbours of a query", self.neighbours, RankedImage)
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """Points in the plane by class: a map of an embedding in two dimensions.
+
+    Attributes:
+        x: N positions, finite.
+        y: N positions, finite.
+        group: class of each point, as a position in ``names``.
+        names: names of the classes.
+        x_label: what ``x`` is; may be empty.
+        y_label: what ``y`` is; may be empty.
+        note: how the map was made and what may not be read from it, in a sentence.
+
+    Raises:
+        ValueError: lengths differ, a position is not finite, or a class has no name.
+    """
+
+    x: list[float]
+    y: list[float]
+    group: list[int]
+    names: list[str]
+    x_label: str = ""
+    y_label: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        lengths = (len(self.x), len(self.y), len(self.group))
+        if len(set(lengths)) > 1:
+            raise ValueError(f"x, y and group hold {lengths[0]}, {lengths[1]} and {lengths[2]} values; "
+                             "they must hold one for each point")  # fmt: skip
+        for name, values in (("x", self.x), ("y", self.y)):
+            bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
+            if bad is not None:
+                raise ValueError(f"{name} of point {bad} is {values[bad]}; leave out points that are not finite")
+        for i, group in enumerate(self.group):
+            if isinstance(group, bool) or not isinstance(group, int | np.integer) or not 0 <= group < len(self.names):
+                raise ValueError(f"the group of point {i} is {group!r}; it must be a whole number from 0 to "
+                                 f"{len(self.names) - 1}, as there are {len(self.names)} names")  # fmt: skip
+
+
 @dataclass(slots=True)
 class Evaluation:
     """Result of one evaluation of one network on one data set. Every field may stay empty.
@@ -77,9 +171,12 @@ class Evaluation:
         confusion: ``[C, C]`` counts, rows are true classes, columns predicted ones.
         classes: C names in the order of the labels; needed with ``confusion``.
         mistakes: the most confident ones first.
+        queries: queries with what they found, by title ("Worst queries").
+        maps: maps of the embedding by title.
 
     Raises:
-        ValueError: ``confusion`` is not square, has a negative count, or does not fit ``classes``.
+        ValueError: ``confusion`` is not square, has a negative count, or does not fit ``classes``; ``queries`` or
+            ``maps`` holds something else.
 
     Example:
         >>> evaluation = Evaluation(metrics={"accuracy": 0.75}, confusion=[[2, 0], [1, 1]], classes=["cat", "dog"])
@@ -93,10 +190,17 @@ class Evaluation:
     confusion: npt.NDArray[np.int64] | None = None
     classes: list[str] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
+    queries: dict[str, list[RankedQuery]] = field(default_factory=dict)
+    maps: dict[str, Scatter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.confusion is None:
-            return
+        for title, queries in self.queries.items():
+            _check_items(f"queries under {title!r}", queries, RankedQuery)
+        _check_items("maps", list(self.maps.values()), Scatter)
+        if self.confusion is not None:
+            self._check_confusion()
+
+    def _check_confusion(self) -> None:
         self.confusion = np.asarray(self.confusion, dtype=np.int64)
         shape = self.confusion.shape
         if len(shape) != 2 or shape[0] != shape[1]:
@@ -105,3 +209,22 @@ class Evaluation:
             raise ValueError(f"confusion is for {shape[0]} classes, but {len(self.classes)} names were given")
         if (self.confusion < 0).any():
             raise ValueError("confusion holds a negative count; it must hold numbers of images")
+
+
+def _check_image(what: str, picture: npt.NDArray[np.uint8], score: float, index: int) -> None:
+    pixels = np.asarray(picture)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
+        shape = f"{pixels.dtype} {list(pixels.shape)}"
+        raise ValueError(f"the picture of a {what} is {shape}; it must be uint8 [H, W, 3] or [H, W, 1]")
+    if not math.isfinite(score):
+        raise ValueError(f"the score of a {what} is {score}; it must be a finite number")
+    if index < 0:
+        raise ValueError(f"the index of a {what} is {index}; it must be a position in the data set, from 0")
+
+
+def _check_items(what: str, items: object, kind: type) -> None:
+    if not isinstance(items, list | tuple):
+        raise ValueError(f"{what} must be a list of {kind.__name__}, not a {type(items).__name__}")
+    others = [type(item).__name__ for item in items if not isinstance(item, kind)]
+    if others:
+        raise ValueError(f"{what} hold a {others[0]}; they must hold {kind.__name__} only")

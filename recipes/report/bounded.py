@@ -6,21 +6,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from lightning_modules.evaluators.result import Curve, Evaluation, Mistake, Table
+from lightning_modules.evaluators.result import Curve, Evaluation, Mistake, RankedQuery, Scatter, Table
 from recipes.report.run_files import RunFiles
 
 MAX_NAME = 120  # characters
+MAX_NOTE = 600  # characters of a sentence or two
 Value = TypeVar("Value")
 
 
-def short(text: str) -> str:
-    """The text, its middle left out where it is longer than ``MAX_NAME``.
+def short(text: str, limit: int = MAX_NAME) -> str:
+    """The text, its middle left out where it is longer than ``limit``.
 
     Example:
         >>> len(short("x" * 10_000))
         120
     """
-    return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 21]}…{text[-20:]}"
+    return text if len(text) <= limit else f"{text[: limit - 21]}…{text[-20:]}"
 
 
 def bounded_run(run: RunFiles) -> RunFiles:
@@ -31,7 +32,7 @@ def bounded_run(run: RunFiles) -> RunFiles:
 
 
 def bounded_evaluation(found: Evaluation) -> Evaluation:
-    """The evaluation with short names of classes, metrics, tables, lines and cells."""
+    """The evaluation with short names of classes, metrics, tables, lines, cells, queries and maps."""
     return replace(
         found,
         metrics=_named(found.metrics),
@@ -39,6 +40,8 @@ def bounded_evaluation(found: Evaluation) -> Evaluation:
         figures={title: _curve(curve) for title, curve in _named(found.figures).items()},
         classes=[short(name) for name in found.classes],
         mistakes=[_mistake(mistake) for mistake in found.mistakes],
+        queries={title: [_query(query) for query in queries] for title, queries in _named(found.queries).items()},
+        maps={title: _map(scatter) for title, scatter in _named(found.maps).items()},
     )
 
 
@@ -68,3 +71,13 @@ def _curve(curve: Curve) -> Curve:
 
 def _mistake(mistake: Mistake) -> Mistake:
     return replace(mistake, true=short(mistake.true), predicted=short(mistake.predicted))
+
+
+def _query(query: RankedQuery) -> RankedQuery:
+    neighbours = [replace(found, label=short(found.label)) for found in query.neighbours]
+    return replace(query, label=short(query.label), score_name=short(query.score_name), neighbours=neighbours)
+
+
+def _map(scatter: Scatter) -> Scatter:
+    names, note = [short(name) for name in scatter.names], short(scatter.note, MAX_NOTE)
+    return replace(scatter, names=names, note=note, x_label=short(scatter.x_label), y_label=short(scatter.y_label))

@@ -82,7 +82,8 @@ def _legend(chart: Chart) -> Markup:
     items = []
     for name, values in chart.lines.items():
         last = next((value for value in reversed(values) if value is not None), None)
-        named = name if len(chart.lines) > 1 or name in TONES else "last"
+        alone = chart.x_label == "epoch" and len(chart.lines) == 1 and name not in TONES
+        named = "last" if alone else name
         key = element("svg", element("line", x1=0, y1=5, x2=16, y2=5, class_=chart.tone(name)), viewBox="0 0 16 10",
                       class_="key", aria_hidden="true")  # fmt: skip
         value = element("b", chart.text(last)) if chart.x_label == "epoch" else None

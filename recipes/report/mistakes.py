@@ -24,11 +24,13 @@ def mistake_gallery(mistakes: list[Mistake]) -> Markup:
     return element("ul", [_card(mistake) for mistake in mistakes[:SHOWN]], class_="gallery")
 
 
-def data_uri(picture: npt.NDArray[np.uint8]) -> str:
-    """The picture as a PNG data URI, made smaller above ``LARGEST`` pixels.
+def data_uri(picture: npt.NDArray[np.uint8], largest: int = LARGEST, colours: int | None = None) -> str:
+    """The picture as a PNG data URI, exact up to ``largest`` pixels a side and made smaller above.
 
     Args:
         picture: ``[H, W]``, ``[H, W, 1]`` or ``[H, W, 3]`` uint8.
+        largest: pixels of the longer side.
+        colours: a picture that was made smaller keeps that many, which halves its size; at most 256.
 
     Raises:
         ValueError: another shape or type.
@@ -39,9 +41,11 @@ def data_uri(picture: npt.NDArray[np.uint8]) -> str:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
-        raise ValueError(f"a mistake's picture is {pixels.dtype} {list(pixels.shape)}; it must be uint8 [H, W, 3]")
+        raise ValueError(f"a picture is {pixels.dtype} {list(pixels.shape)}; it must be uint8 [H, W, 3]")
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    image.thumbnail((LARGEST, LARGEST))
+    if max(image.size) > largest:
+        image.thumbnail((largest, largest))
+        image = image.quantize(colours) if colours else image
     file = io.BytesIO()
     image.save(file, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -6,15 +6,16 @@ import math
 from typing import Any
 
 SPACE = "\u00a0"
-SHARE_NAMES = ("accuracy", "share", "ratio", "fraction", "recall", "precision", "top1", "top5", "ece", "probability")
+SHARE_NAMES = ("accuracy", "share", "ratio", "fraction", "recall", "precision", "top1", "top5", "ece", "probability",
+               "map", "mrr")  # fmt: skip
 ACRONYMS = {"ece": "ECE", "nll": "NLL", "kl": "KL", "lr": "Learning rate", "saf": "SAF", "mesa": "MESA", "gpu": "GPU",
             "cpu": "CPU", "ema": "EMA", "auroc": "AUROC", "id": "ID", "knn": "kNN", "sam": "SAM",
-            "top1": "top-1", "top5": "top-5"}  # fmt: skip
+            "top1": "top-1", "top5": "top-5", "map": "mAP", "mrr": "MRR", "nmi": "NMI"}  # fmt: skip
 
 
 def is_share(name: str) -> bool:
     """Whether a quantity of this name is a fraction that reads best as a percentage."""
-    last = name.rsplit("/", 1)[-1].lower()
+    last = name.rsplit("/", 1)[-1].lower().partition("@")[0]  # recall@1 is a recall
     return any(last == word or last.endswith("_" + word) or last.startswith(word + "_") for word in SHARE_NAMES)
 
 
@@ -22,15 +23,21 @@ def label(name: str) -> str:
     """``images_per_second`` as ``Images / s``; the unit suffixes that ``quantity`` writes are dropped.
 
     Example:
-        >>> label("peak_memory_mb"), label("trajectory_kl"), label("wall_seconds")
-        ('Peak memory', 'Trajectory KL', 'Wall time')
+        >>> label("peak_memory_mb"), label("trajectory_kl"), label("wall_seconds"), label("map@r")
+        ('Peak memory', 'Trajectory KL', 'Wall time', 'mAP@R')
     """
     text = name.rsplit("/", 1)[-1].replace("_per_second", " / s").removesuffix("_mb")
     text = text[: -len("_seconds")] + "_time" if text.endswith("_seconds") else text
-    words = [ACRONYMS.get(word.lower(), word) for word in text.replace("_", " ").split()]
+    words = [_word(word) for word in text.replace("_", " ").split()]
     if words and words[0].islower():
         words[0] = words[0].capitalize()
     return " ".join(words)
+
+
+def _word(word: str) -> str:
+    """``map@r`` as ``mAP@R``: acronyms as they are written, also where a cut-off follows."""
+    name, at, cut = word.partition("@")
+    return ACRONYMS.get(name.lower(), name) + at + ("R" if cut == "r" else cut)
 
 
 def number(value: float) -> str:

@@ -17,11 +17,13 @@ from recipes.report.bounded import bounded_evaluation, bounded_run, short
 from recipes.report.classes import per_class_accuracy
 from recipes.report.confusion import confused_pairs, heat_map
 from recipes.report.curves import learning_charts, method_charts, part_notes, timing_charts
+from recipes.report.gallery import query_galleries
 from recipes.report.line_chart import Chart, line_chart
 from recipes.report.markup import Child, Markup, element
 from recipes.report.mistakes import mistake_gallery
 from recipes.report.numbers import label, number, quantity
 from recipes.report.run_files import RunFiles, read_run
+from recipes.report.scatter import scatter_maps
 from recipes.report.style import STYLE
 from recipes.report.summary import cards, header, metric_cards, results_table, timing_facts
 
@@ -96,6 +98,8 @@ def _single_sections(evaluation: Evaluation) -> list[Markup]:
     return [
         _section("Evaluation", *_charts_and_tables(evaluation)),
         _section("Classes", *_classes(evaluation)),
+        _section("Embedding", *scatter_maps(evaluation.maps)),
+        _section("Retrieved images", *query_galleries(evaluation.queries)),
         _section("Most confident mistakes", mistake_gallery(evaluation.mistakes)),
     ]
 
@@ -104,7 +108,10 @@ def _one_section(name: str, evaluation: Evaluation, numbers: Child = None) -> Ma
     """One of several evaluators: everything it found under its name."""
     gallery = mistake_gallery(evaluation.mistakes)
     title = element("h3", "Most confident mistakes") if gallery else None
-    return _section(label(name), numbers, *_charts_and_tables(evaluation), *_classes(evaluation), title, gallery)
+    found = [*scatter_maps(evaluation.maps), *query_galleries(evaluation.queries)]
+    return _section(
+        label(name), numbers, *_charts_and_tables(evaluation), *_classes(evaluation), *found, title, gallery
+    )
 
 
 def _charts_and_tables(evaluation: Evaluation) -> list[Markup]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 STYLE = """
 :root { color-scheme: light dark;
   --page: #f6f7f8; --card: #ffffff; --ink: #1b1f24; --muted: #5d6670; --line: #e1e4e8; --faint: #eceef0;
-  --s0: #0072b2; --s1: #d55e00; --s2: #00815f; --s3: #a8488a; --s4: #7a6a00; --s5: #5d6670; --on: #ffffff;
+  --s0: #0072b2; --s1: #d55e00; --s2: #00815f; --s3: #a8488a; --s4: #7a6a00; --s5: #5d6670; --s6: #5a48c8;
+  --on: #ffffff;
   --wrong: #b34700; --half: #1b1f24; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #101316; --card: #181c20; --ink: #e6e9ec; --muted: #9aa4ae; --line: #2c3238; --faint: #22272c;
-  --s0: #56b4e9; --s1: #f0883e; --s2: #2fbf93; --s3: #d98bc0; --s4: #d8c84a; --s5: #9aa4ae; --on: #0b0e11;
+  --s0: #56b4e9; --s1: #f0883e; --s2: #2fbf93; --s3: #d98bc0; --s4: #d8c84a; --s5: #9aa4ae; --s6: #a394ff;
+  --on: #0b0e11;
   --wrong: #f0883e; --half: #0b0e11; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
@@ -79,6 +81,34 @@ svg .count { fill: var(--ink); pointer-events: none; } svg .half { fill: var(--h
 .gallery .wrong { color: var(--wrong); font-weight: 600; }
 .gallery i { font-style: normal; color: var(--muted); }
 .gallery .note { font-size: 12px; }
+.queries > .legend { margin: 2px 0 12px; } .queries details { margin-top: 12px; }
+.rows > li { display: grid; grid-template-columns: 190px minmax(0, 1fr); gap: 8px 20px; align-items: start;
+  padding: 12px 0; border-top: 1px solid var(--faint); }
+.rows img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 4px;
+  background: var(--faint); } .rows .crisp { image-rendering: pixelated; }
+.query { display: grid; grid-template-columns: 86px minmax(0, 1fr); gap: 12px; }
+.query .name { font-size: 13px; font-weight: 600; line-height: 1.35; }
+.query .name, .found .label { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3;
+  overflow: hidden; } .query .note, .found .note, .found .label { font-size: 12px; line-height: 1.35; }
+.found { display: grid; grid-template-columns: repeat(10, minmax(0, 96px)); gap: 10px 8px; }
+.found span { display: block; position: relative; border: 3px solid var(--s2); border-radius: 8px; padding: 1px;
+  margin-bottom: 4px; } .found .frame-miss { border: 3px dashed var(--wrong); }
+.found .wrong { color: var(--wrong); font-weight: 600; }
+.verdict { width: 16px; height: 16px; } .verdict polyline { stroke: var(--on); }
+.found .verdict { position: absolute; right: -5px; top: -5px; box-shadow: 0 0 0 2px var(--card); border-radius: 50%; }
+.legend .verdict { vertical-align: -3px; margin-right: 6px; }
+.good circle { fill: var(--s2); } .bad circle { fill: var(--wrong); }
+.sides { display: grid; grid-template-columns: minmax(0, 760px) minmax(200px, 1fr); gap: 12px 24px; }
+.sides .legend { display: block; columns: 150px; align-self: start; margin-top: 12px; }
+.sides li { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; break-inside: avoid; padding: 1px 0; }
+.sides .quiet { white-space: normal; } .scatter .halo { stroke: var(--faint); }
+.scatter .scroll > svg { display: block; width: 100%; min-width: 640px; height: auto; }
+.points { fill-opacity: 0.8; stroke: var(--card); stroke-width: 0.5; } .points polyline { fill: inherit;
+  stroke-width: inherit; } .m0 { fill: var(--s0); } .m1 { fill: var(--s1); } .m2 { fill: var(--s2); }
+.m3 { fill: var(--s3); } .m4 { fill: var(--s4); } .m5 { fill: var(--s6); }
+.points text { visibility: hidden; fill-opacity: 1; } .points g:hover text { visibility: visible; }
+.points:hover g { opacity: 0.15; } .points g:hover { opacity: 1; }
+.names { pointer-events: none; } svg .names text { fill: var(--ink); }
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
 th, td { text-align: left; font-weight: 400; padding: 5px 12px 5px 0; border-bottom: 1px solid var(--faint);
   vertical-align: top; overflow-wrap: break-word; } tbody tr:last-child > * { border-bottom: 0; }
@@ -97,5 +127,7 @@ pre { font: 13px/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu San
   .card { padding: 14px 12px; } .cards { grid-template-columns: repeat(2, 1fr); }
   th, td { padding-right: 8px; } .num { padding-left: 8px; } .facts th { width: 52%; }
   .gallery { grid-template-columns: repeat(3, 1fr); gap: 14px 10px; } }
+@media (max-width: 820px) { .rows > li, .sides { grid-template-columns: minmax(0, 1fr); }
+  .found { grid-template-columns: repeat(5, minmax(0, 96px)); } }
 @media print { body { background: none; } .card, details { break-inside: avoid; } }
 """

@@ -20,7 +20,7 @@ CARDS = 12  # more would push the curves off the first screen; the table of resu
 def header(run: RunFiles, evaluation: Evaluation) -> Markup:
     """Recipe, run and the main number."""
     metrics = _test_metrics(run, evaluation)
-    title = element("div", element("p", "Training report", class_="eyebrow"), element("h1", run.recipe),
+    title = element("div", element("p", "Training report" if run.config else "Evaluation", class_="eyebrow"), element("h1", run.recipe),
                     element("p", run.name, class_="run"))  # fmt: skip
     main = _main_metric(run, metrics)
     if main is None:
@@ -40,9 +40,7 @@ def cards(run: RunFiles, evaluation: Evaluation) -> Markup:
         for key, value in metrics.items():
             if key == "images":
                 continue  # stands beside the main number
-            name = label(key)
-            text = f"{split.capitalize()} {name if name[:2].isupper() else name[:1].lower() + name[1:]}"
-            entries.append((text, quantity(key, value)))
+            entries.append((_title(split, key), quantity(key, value)))
     if run.epochs:
         entries.append(("Epochs", str(len(run.epochs))))
     entries += [(label(key), quantity(key, value)) for key, value in _numbers(run.results).items()]
@@ -111,8 +109,14 @@ def _main_metric(run: RunFiles, metrics: dict[str, float]) -> tuple[str, str] | 
     if not metrics and "accuracy" in validation:
         return "Val accuracy", quantity("accuracy", validation["accuracy"])
     for key, value in metrics.items():
-        return f"Test {label(key)}", quantity(key, value)
+        return _title("test", key), quantity(key, value)
     return None
+
+
+def _title(split: str, key: str) -> str:
+    """``Test recall@1``, ``Val ECE``."""
+    name = label(key)
+    return f"{split.capitalize()} {name if name[:2].isupper() else name[:1].lower() + name[1:]}"
 
 
 def _test_metrics(run: RunFiles, evaluation: Evaluation) -> dict[str, float]:

@@ -1,8 +1,11 @@
 """Losses on pairs in two processes: the loss and every gradient of the global batch, mixed pairs and memory included."""
 
+import csv
+import json
+
 import pytest
 import torch
-from processes import together
+from processes import TINY, command, together
 
 from kernels.batch import Batch, Output, Step
 from kernels.mixed_pairs import MixedPairs
@@ -96,3 +99,35 @@ def test_two_processes_are_one(saved, name):
         for a, b in zip(other, state, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
     assert loss.gathers or loss.per_sample
+
+
+WORDS = [
+    *(word for word in TINY if not word.startswith("data.val_fraction")),
+    "recipe=grocery_metrix",
+    "trainer.max_epochs=2",
+    "data.samples_per_class=2",
+    "data.limit_test=51",
+    "head.dim=8",
+    "loss.memory=12",
+    "backbone.pretrained=false",
+]
+
+
+def test_a_run_in_two_processes_is_that_of_one(tmp_path):
+    """Training, validation and test: batches of 8 in shares of 4, 51 test images in shares of 25 and 26."""
+    rows, tests = [], []
+    for world in (1, 2):
+        words = [*WORDS, f"output={tmp_path}", f"name=world_{world}"]
+        ended = together(command, words, folder=tmp_path, world=world)
+        assert [process.code for process in ended] == [0] * world, ended[-1].text
+        run = tmp_path / "grocery_metrix" / f"world_{world}"
+        with open(run / "metrics.csv", newline="") as file:
+            found = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        rows.append([{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in found])
+        tests.append(json.loads((run / "results.json").read_text())["test"])
+    sampled = ("val/uniformity", "val/tolerance")  # of the images of the first process
+    for one, two in zip(*rows, strict=True):
+        assert {k: v for k, v in two.items() if k not in sampled} == pytest.approx(
+            {k: v for k, v in one.items() if k not in sampled}, rel=1e-4, abs=1e-5
+        )
+    assert tests[1] == pytest.approx(tests[0], rel=1e-4, abs=1e-5) and tests[0]["queries"] == 51

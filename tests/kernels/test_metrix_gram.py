@@ -10,7 +10,8 @@ from kernels.multi_similarity import mine
 from kernels.pair_form import binomial, contrastive, lifted, multi_similarity, nca
 from kernels.pairs import hardest, pair_masks, similarities, unit
 
-FORMS = [contrastive(0.1), multi_similarity(3.0, 20.0, 0.2), lifted(0.1), binomial(2.0, 10.0, 0.2), nca(0.3)]
+FORMS = [contrastive(0.1), multi_similarity(3.0, 20.0, 0.2), lifted(0.1), binomial(2.0, 10.0, 0.2)]
+FORMS += [nca(0.3), nca(0.3, over_all=True)]
 LABELS = torch.tensor([0, 1, 0, 2, 1, 0, 3, 2])
 
 
@@ -42,7 +43,9 @@ def value_and_gradients(function, *leaves):
 
 @pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.rho}-{form.sigma}-{form.scale_pos:.1f}")
+@pytest.mark.parametrize(
+    "form", FORMS, ids=lambda form: f"{form.rho}-{form.sigma}-{form.scale_pos:.1f}-{form.all_in_negative}"
+)
 @pytest.mark.parametrize("block", [1, 40, 1 << 22])
 def test_equals_mixing(form, kind, renormalize, block, monkeypatch):
     monkeypatch.setattr(kernels.metrix_gram, "BLOCK", block)
@@ -164,7 +167,7 @@ def test_nca_of_mixes_alone_is_a_constant_and_with_clean_pairs_is_not():
 def test_anchors_without_pairs_are_zero_and_nothing_is_nan(kind, labels):
     masks = pair_masks(labels)
     empty = torch.ones(4, dtype=torch.bool).index_fill(0, list_pairs(*masks, kind)[:, 0], False)
-    for form in FORMS[:-1]:
+    for form in FORMS[:4]:
         z = draw(4).requires_grad_()
         loss = embedding_metrix(form, z, labels, 0.4, pairs=kind)
         loss.sum().backward()
@@ -190,6 +193,33 @@ def test_duplicates_opposites_and_rows_of_zeros_are_like_mixing_them(kind, lam, 
     expected = value_and_gradients(lambda z: explicit(form, z, z, pair_masks(LABELS), lam, kind, renormalize), z)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_nearly_opposite_members_have_a_bounded_gradient_in_single_precision():
+    half = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    z = torch.cat([half, -3.0 * half]).requires_grad_()
+    labels = torch.cat([torch.arange(100) % 10, torch.arange(100) % 10 + 10])
+
+    def largest(lam):
+        loss = embedding_metrix(contrastive(), z, labels, lam)
+        return torch.autograd.grad(loss.mean(), z)[0].abs().max()
+
+    for lam in (0.5, 0.5 + 1e-6, 0.5 + 1e-4):  # lengths that rounding alone decides
+        assert largest(lam) < 1.5 * largest(0.51)
+
+
+def test_clean_pairs_are_neither_restricted_to_the_hardest():
+    z, form = draw(), nca(0.3)
+    positive, negative = pair_masks(LABELS)
+    found = embedding_metrix(form, z, LABELS, 0.3, top_k=1)
+    top = list_pairs(positive, hardest(similarities(z), negative, 1), "pos_neg")
+    rows = unit(z)
+    mixed = (rows[top[:, 0]] * unit(0.3 * rows[top[:, 1]] + 0.7 * rows[top[:, 2]])).sum(1)
+    anchor, other = (positive | negative).nonzero(as_tuple=True)
+    s = torch.cat([mixed, similarities(z)[anchor, other]])
+    y = torch.cat([torch.full_like(mixed, 0.3), positive[anchor, other].double()])
+    expected = mixed_loss_explicit(form, s, y, torch.cat([top[:, 0], anchor]), 8)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -97,6 +97,18 @@ def test_shares_of_the_clean_loss_have_their_own_averages():
     assert shares.sum().item() == pytest.approx(pull + push, rel=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["pos_neg", "anc_neg", "pos_pos", "neg_neg"])
+def test_a_sample_without_class_takes_no_part(kind):
+    z, proxies, labels = draw(6).requires_grad_(), draw(PROXIES, 1), LABELS.clone()
+    labels[3], known = -1, torch.tensor([0, 1, 2, 4, 5])
+    found = proxy_anchor_metrix(z, labels, proxies, 0.4, pairs=kind)
+    torch.testing.assert_close(found, proxy_anchor_metrix(z[known], labels[known], proxies, 0.4, pairs=kind))
+    samples = proxy_nca_metrix(z, labels, proxies, 0.4, pairs=kind)
+    assert samples[3] == 0 and (samples[known] > 0).all()
+    (gradient,) = torch.autograd.grad(found.sum() + samples.sum(), z)
+    assert not gradient[3].any() and gradient.isfinite().all()
+
+
 def test_top_k_restricts_the_mixes():
     z, proxies = draw(6), draw(PROXIES, 1)
     for function in (proxy_anchor_metrix, proxy_nca_metrix):

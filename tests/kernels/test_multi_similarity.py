@@ -129,6 +129,16 @@ def test_huge_epsilon_is_no_mining_where_both_sides_exist_and_minus_two_is_zero(
     assert not multi_similarity_loss(z, labels, epsilon=-2.0).any()
 
 
+def test_the_mining_is_strict():
+    z = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)  # similarities 0 and -1 to the first
+    labels = torch.tensor([0, 0, 1])
+    assert multi_similarity_loss(z, labels, epsilon=1.0)[0] == 0  # -1 + 1 > 0 and 0 - 1 < -1 are both false
+    assert multi_similarity_loss(z, labels, epsilon=1.0 + 2.0**-40)[0] > 0.1
+    S, masks = similarities(z), pair_masks(labels)
+    assert [kept[0].any().item() for kept in mine(S, *masks, epsilon=1.0)] == [False, False]
+    assert [kept[0].any().item() for kept in mine(S, *masks, epsilon=1.0 + 2.0**-40)] == [True, True]
+
+
 def test_permutation_and_scale():
     z, order = draw().detach(), torch.randperm(9, generator=torch.Generator().manual_seed(1))
     loss = multi_similarity_loss(z, LABELS)

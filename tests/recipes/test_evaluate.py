@@ -162,7 +162,7 @@ def test_words_that_cannot_work(trained, tmp_path, folder, capsys):
         ("device=gpu7",): "device=gpu7 is not a device; choose auto, cpu",
     }.items():
         assert message in refused([checkpoint, *words], capsys), words
-    assert "checkpoint must be given" in refused([], capsys)
+    assert "give either checkpoint=PATH or backbone=NAME" in refused([], capsys)
     assert not (run.directory / "evaluations").exists()
 
 

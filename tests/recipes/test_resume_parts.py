@@ -9,6 +9,7 @@ import recipes
 from recipes.catalogue import CONFIGS, LIST_GROUPS, options
 from recipes.checkpoint import CheckpointStore
 from recipes.compose import compose_config
+from recipes.make import make
 from recipes.self_check import differing
 from recipes.stop import Stopped
 
@@ -50,13 +51,25 @@ def words_of(kind, name):
     path = f"{kind}.{name}" if kind in LIST_GROUPS else kind
     own = node if "_target_" in node else node[name]
     early = [f"{path}.{key}={value}" for key, value in EARLY.items() if key in own]
-    return [SMALL["backbone"], f"{kind}=[{name}]" if kind in LIST_GROUPS else f"{kind}={name}", *early]
+    chosen = f"{kind}=[{name}]" if kind in LIST_GROUPS else f"{kind}={name}"
+    return [SMALL["backbone"], chosen, *early, *_companions(kind, name, own)]
+
+
+def _companions(kind, name, own):
+    """What a part that trains an embedding, or mixes pairs of them, needs beside it."""
+    part = make(own, *((4, 4) if kind == "head" else ())) if kind in ("loss", "head", "mixing") else None
+    embeds = "embedding" in getattr(part, "needs", ()) or (kind == "head" and "logits" not in part.gives)
+    words = {"head": "head=embedding", "loss": "loss=contrastive", "task": "task=metric_learning"}
+    words["data"] = "data.val_fraction=0.1"  # two of a class at least, to be retrieved
+    return [word for group, word in words.items() if group != kind] if embeds else []
 
 
 def on_embedded_photographs():
     """Recipes that need no data of the user's."""
     return [
-        name for name in options("recipe") if compose_config([f"recipe={name}"])["data"]["_target_"].endswith("Grocery")
+        name
+        for name in options("recipe")
+        if compose_config([f"recipe={name}"])["data"]["_target_"].startswith("datamodules.grocery.")
     ]
 
 
@@ -83,15 +96,17 @@ def test_every_part_resumes_exactly(kind, name, tmp_path):
 
 @pytest.mark.parametrize("recipe", on_embedded_photographs())
 def test_every_recipe_resumes_exactly(recipe, tmp_path):
-    regularizers = compose_config([f"recipe={recipe}"]).get("regularizer", {})
+    config = compose_config([f"recipe={recipe}"])
+    regularizers = config.get("regularizer", {})
     early = [
         f"regularizer.{name}.{key}={value}"
         for name, node in regularizers.items()
         for key, value in EARLY.items()
         if key in node
     ]
-    check(recipe, tmp_path, [SMALL["backbone"], *early])
+    pairs = ["data.samples_per_class=2"] if config["data"]["samples_per_class"] else []
+    check(recipe, tmp_path, [SMALL["backbone"], *pairs, *early])
 
 
 def test_the_contract_looks_at_what_is_there():
-    assert len(PARTS) >= 17 and {"grocery_baseline", "grocery_saf", "grocery_mesa"} <= set(on_embedded_photographs())
+    assert len(PARTS) >= 34 and {"grocery_baseline", "grocery_saf", "grocery_mesa"} <= set(on_embedded_photographs())

@@ -1,0 +1,162 @@
+"""Other ways to the neighbours than one exhaustive search: shards of the gallery, and FAISS's approximate indices.
+
+Numbers for a paper come from the exhaustive search. An approximate index leaves neighbours out without a word, so its
+recall against the exhaustive one is measured with it.
+
+Source: Johnson, Douze, Jegou, "Billion-scale similarity search with GPUs" (2017), arXiv 1702.08734; Malkov, Yashunin,
+"Efficient and Robust Approximate Nearest Neighbor Search Using HNSW Graphs" (2016), arXiv 1603.09320.
+
+Shape legend: B queries, K neighbours, G gallery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_modules.evaluators.neighbour_scores import CHUNK, Array, Scores
+from lightning_modules.evaluators.neighbour_search import Ranking, search
+from lightning_modules.evaluators.neighbour_tiles import Candidates, nearest
+
+#: Settings of each kind of index; None is chosen by the size of the gallery or of the list.
+OPTIONS: dict[str, dict[str, int | None]] = {
+    "flat": {},
+    "gpu": {},
+    "sharded": {"shards": 2},
+    "ivf": {"nlist": None, "nprobe": 16},
+    "ivf_pq": {"nlist": None, "nprobe": 16, "m": None, "nbits": 8},
+    "hnsw": {"m": 32, "ef_construction": 200, "ef_search": None},
+}
+APPROXIMATE = ("ivf", "ivf_pq", "hnsw")
+BLOCK = 4096
+SAMPLE = 1000  # queries over which the recall of an index is measured
+
+
+def settings(kind: str, options: dict[str, Any] | None) -> dict[str, Any]:
+    """The options of an index with those that were given.
+
+    Raises:
+        ValueError: an unknown kind or option, or a value that is not a positive integer.
+    """
+    if kind not in OPTIONS:
+        raise ValueError(f"index={kind!r} is unknown; choose one of {', '.join(OPTIONS)}")
+    for name, value in (options or {}).items():
+        if name not in OPTIONS[kind]:
+            known = ", ".join(OPTIONS[kind]) or "none"
+            raise ValueError(f"index_options hold {name!r}, and index={kind} has: {known}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"index_options.{name} is {value!r}; it must be an integer of at least 1")
+    return OPTIONS[kind] | (options or {})
+
+
+def sharded(scores: Scores, count: int, shards: int) -> Candidates:
+    """Candidates as ``nearest`` gives them, merged from stretches of the gallery that are searched one by one."""
+    bounds = np.linspace(0, len(scores.gallery), min(shards, len(scores.gallery)) + 1).astype(int)
+    for start in range(0, len(scores.queries), BLOCK):
+        queries = slice(start, min(start + BLOCK, len(scores.queries)))
+        score, column = [], []
+        for left, right in zip(bounds[:-1], bounds[1:], strict=True):
+            part = list(nearest(scores.narrowed(queries, slice(left, right)), min(count, right - left)))
+            score.append(np.concatenate([values for _, values, _ in part]))
+            found = np.concatenate([columns for _, _, columns in part])
+            column.append(np.where(found >= 0, found + left, -1))
+        score_BK, column_BK = np.concatenate(score, 1), np.concatenate(column, 1)
+        order = np.argsort(-score_BK, axis=1, kind="stable")[:, :count]
+        score_BK, column_BK = (np.take_along_axis(array, order, 1) for array in (score_BK, column_BK))
+        yield np.arange(queries.start, queries.stop), score_BK, column_BK
+
+
+def build(scores: Scores, kind: str, options: dict[str, Any] | None = None) -> Any:
+    """A FAISS index of the gallery: inner products of unit rows under cosine, else squared distances.
+
+    Raises:
+        ValueError: the gallery is too small to train it, or its width does not divide.
+    """
+    import faiss
+
+    index: Any
+    chosen, total, width = settings(kind, options), len(scores.gallery), scores.embeddings.shape[1]
+    metric = faiss.METRIC_INNER_PRODUCT if scores.metric == "cosine" else faiss.METRIC_L2
+    nlist = chosen.get("nlist") or max(int(4 * total**0.5), 1)
+    if kind in ("ivf", "ivf_pq") and nlist > total:
+        raise ValueError(f"nlist={nlist} needs a gallery of at least as many items, not {total}; use index=flat")
+    if kind == "ivf":
+        index = faiss.index_factory(width, f"IVF{nlist},Flat", metric)
+    elif kind == "ivf_pq":
+        m = chosen["m"] or next(m for m in range(max(width // 8, 1), width + 1) if width % m == 0)
+        if width % m or total < 2 ** chosen["nbits"]:
+            raise ValueError(
+                f"ivf_pq with m={m}, nbits={chosen['nbits']}: m must divide the {width} dimensions, and the gallery "
+                f"of {total} hold at least 2^nbits items; use index=flat"
+            )
+        index = faiss.index_factory(width, f"IVF{nlist},PQ{m}x{chosen['nbits']}", metric)
+    elif kind == "hnsw":
+        index = faiss.IndexHNSWFlat(width, chosen["m"], metric)
+        index.hnsw.efConstruction = chosen["ef_construction"]
+        index.hnsw.efSearch = chosen["ef_search"] or 128
+    else:
+        index = faiss.IndexFlat(width, metric)
+    if not index.is_trained:
+        sample = np.unique(np.linspace(0, total - 1, min(total, 64 * nlist + 16384)).astype(int))
+        index.train(faiss_rows(scores, scores.gallery[sample]))
+        index.nprobe = min(chosen["nprobe"], nlist)
+    step = max(CHUNK // width, 1)
+    for start in range(0, total, step):
+        index.add(faiss_rows(scores, scores.gallery[start : start + step]))
+    return index
+
+
+def faiss_rows(scores: Scores, rows: Array) -> Array:
+    """Rows as an index holds them: float32, of length 1 under cosine."""
+    tensor = scores.rows(rows)[0] if scores.metric == "cosine" else scores.embeddings[rows]
+    return np.ascontiguousarray(tensor.cpu().numpy(), dtype=np.float32)
+
+
+def approximate(scores: Scores, index: Any, count: int) -> Iterator[Ranking]:
+    """The first ``count`` of what an index finds, without the query itself and its group; in the order of the index."""
+    hidden = 1
+    if scores.group_Q is not None and scores.group_G is not None:
+        hidden += int(np.unique(scores.group_G.cpu().numpy(), return_counts=True)[1].max())
+    wanted = min(count + hidden, len(scores.gallery))
+    if hasattr(index, "hnsw"):
+        index.hnsw.efSearch = max(index.hnsw.efSearch, 2 * wanted)
+    for start in range(0, len(scores.queries), BLOCK):
+        queries = np.arange(start, min(start + BLOCK, len(scores.queries)))
+        score, column = index.search(faiss_rows(scores, scores.queries[queries]), wanted)
+        keep = (column >= 0) & (column != scores.own_Q[queries, None])
+        if scores.group_Q is not None and scores.group_G is not None:
+            group = scores.group_Q.cpu().numpy()[queries, None]
+            keep &= (group < 0) | (group != scores.group_G.cpu().numpy()[column])
+        order = np.argsort(~keep, axis=1, kind="stable")[:, :count]  # what stays keeps its order
+        kept = np.take_along_axis(keep, order, 1)
+        sign = 1.0 if scores.metric == "cosine" else -0.5 * float(scores.scale_N[0]) ** 2
+        columns = np.where(kept, np.take_along_axis(column, order, 1), -1)
+        values = np.where(kept, np.take_along_axis(score, order, 1) * sign, -np.inf)
+        place = np.tile(np.arange(columns.shape[1]), (len(queries), 1))
+        yield Ranking(queries, columns, values, place, np.ones(len(queries), int), np.zeros(len(queries), int))
+
+
+def index_recall(scores: Scores, index: Any, ks: tuple[int, ...]) -> dict[str, float]:
+    """``index_recall@k``: the share of the true k neighbours that the index finds, over a sample of the queries."""
+    total = len(scores.queries)
+    sample = np.unique(np.linspace(0, total - 1, min(total, SAMPLE)).astype(int))
+    part = Scores(scores.embeddings, scores.queries[sample], scores.gallery, scores.metric, scores.groups)
+    result = {}
+    for k in sorted({min(k, len(scores.gallery)) for k in ks}):
+        found, true = (
+            np.concatenate([ranking.columns for ranking in rankings])
+            for rankings in (approximate(part, index, k), search(part, k))
+        )
+        hit = ((true[:, :, None] == found[:, None, :]).any(2) & (true >= 0)).sum()
+        result[f"index_recall@{k}"] = float(hit / max((true >= 0).sum(), 1))
+    return result
+
+
+def save_index(path: str | Path, index: Any) -> None:
+    """Write a FAISS index; ``faiss.read_index`` reads it."""
+    import faiss
+
+    faiss.write_index(index, str(path))

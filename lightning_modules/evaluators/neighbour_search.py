@@ -1,0 +1,183 @@
+"""The exact nearest neighbours of every query: ranked by score, equal scores by gallery position.
+
+Float32 scores find the candidates. A score is trusted as far as its rounding error allows: neighbours whose scores lie
+closer together are scored again in float64, and a query whose last neighbour cannot be told from those left out is
+ranked against its whole row of the gallery in float64. So the ranking is that of the true scores, duplicates and
+quantized embeddings included, at the price of float32.
+
+Shape legend: B queries, K neighbours, L candidates, G gallery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lightning_modules.evaluators.neighbour_scores import CHUNK, Array, Scores
+from lightning_modules.evaluators.neighbour_tiles import Candidates, nearest
+
+SMALL = 512  # galleries that are ranked as a whole: faster than to look for candidates
+Hits = Callable[[Array, Array], Array]  # (queries, columns) -> bool: is it relevant
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Neighbours of some queries, best first, and which of them are tied.
+
+    Attributes:
+        queries: ``[B]`` positions among the queries.
+        columns: ``[B, K]`` positions in the gallery, -1 behind the last item.
+        scores: ``[B, K]`` float64.
+        start: ``[B, K]`` neighbours before the run of equal scores that the position belongs to.
+        last_size: ``[B]`` items in the run of the last position, also those beyond it.
+        last_hits: ``[B]`` relevant ones among them; counted only where a test for it was given.
+    """
+
+    queries: Array
+    columns: Array
+    scores: Array
+    start: Array
+    last_size: Array
+    last_hits: Array
+
+
+def search(
+    scores: Scores, count: int, hits: Hits | None = None, candidates: Candidates | None = None
+) -> Iterator[Ranking]:
+    """The ``count`` nearest neighbours of each query, some queries at a time.
+
+    Args:
+        scores: of queries with the gallery.
+        count: neighbours of a query, at least 1 and at most the size of the gallery.
+        hits: tells relevant columns, to count them in runs that reach beyond the last neighbour.
+        candidates: makes the ``reach(scores, count)`` best candidates of each query in another way than ``nearest``.
+    """
+    total = len(scores.gallery)
+    wanted = reach(scores, count)
+    if scores.whole_rows or (candidates is None and (4 * wanted > total or total <= SMALL)):
+        yield from dense(scores, np.arange(len(scores.queries)), count, hits)
+        return
+    for queries, score, column in candidates or nearest(scores, wanted):
+        open_B = _undecided(score, count, scores)
+        ranking = _certified(scores, queries, score, column, count, hits)
+        yield _joined(ranking, open_B, dense(scores, queries[open_B], count, hits)) if open_B.any() else ranking
+
+
+def reach(scores: Scores, count: int) -> int:
+    """How many candidates are looked at: some more than asked for, to see that those left out are clearly worse."""
+    return min(count + max(4, count // 8), len(scores.gallery))
+
+
+def _undecided(score_BL: Array, count: int, scores: Scores) -> Array:
+    """``[B]``: what was left out could belong among the first ``count``, or be tied with them.
+
+    A score left out is at most the last candidate's, in float32.
+    """
+    if score_BL.shape[1] == len(scores.gallery):
+        return np.zeros(len(score_BL), dtype=bool)
+    with np.errstate(invalid="ignore"):  # a short list: -inf - -inf
+        return score_BL[:, count - 1].astype(np.float64) - score_BL[:, -1] <= 2 * scores.error + scores.tie
+
+
+def _certified(
+    scores: Scores, queries: Array, score_BL: Array, column_BL: Array, count: int, hits: Hits | None
+) -> Ranking:
+    """Put candidates in their true order: those too close for float32 are scored again."""
+    exact_BL = score_BL.astype(np.float64)
+    real_BL = column_BL >= 0
+    with np.errstate(invalid="ignore"):
+        near_BL = exact_BL[:, :-1] - exact_BL[:, 1:] <= 2 * scores.error + scores.tie
+    near_BL &= real_BL[:, 1:]
+    again_BL = np.zeros_like(real_BL)
+    again_BL[:, 1:] |= near_BL
+    again_BL[:, :-1] |= near_BL
+    row, place = again_BL.nonzero()
+    if len(row):
+        exact_BL[row, place] = scores.pairs(queries[row], column_BL[row, place])
+    mixed = np.flatnonzero(near_BL.any(1))
+    order = np.argsort(-exact_BL[mixed], axis=1, kind="stable")
+    exact_BL[mixed] = np.take_along_axis(exact_BL[mixed], order, 1)
+    column_BL = column_BL.copy()
+    column_BL[mixed] = np.take_along_axis(column_BL[mixed], order, 1)
+    run_BL = _runs(exact_BL, scores.tie)
+    tied = np.flatnonzero(run_BL[:, -1] + 1 < run_BL.shape[1])
+    order = np.lexsort((column_BL[tied], run_BL[tied]), axis=1)
+    column_BL[tied] = np.take_along_axis(column_BL[tied], order, 1)
+    in_last_BL = run_BL == run_BL[:, count - 1, None]
+    found = np.zeros(len(queries), dtype=np.int64)
+    if hits is not None:
+        found = (hits(queries[:, None], column_BL) & in_last_BL).sum(1)
+    first_BL = np.maximum.accumulate(_run_starts(run_BL), axis=1)
+    return Ranking(queries, column_BL[:, :count], exact_BL[:, :count], first_BL[:, :count], in_last_BL.sum(1), found)
+
+
+def _runs(score_BL: Array, tie: float) -> Array:
+    """``[B, L]`` number of the run of equal scores; an empty place is a run of its own."""
+    with np.errstate(invalid="ignore"):
+        new_BL = ~(score_BL[:, :-1] - score_BL[:, 1:] <= tie)
+    return np.concatenate([np.zeros((len(score_BL), 1), dtype=np.int64), new_BL.cumsum(1)], axis=1)
+
+
+def _run_starts(run_BL: Array) -> Array:
+    """``[B, L]`` the position itself where a run begins, else 0."""
+    place = np.arange(run_BL.shape[1])
+    new_BL = np.ones(run_BL.shape, dtype=bool)
+    new_BL[:, 1:] = run_BL[:, 1:] != run_BL[:, :-1]
+    return place * new_BL
+
+
+def dense(scores: Scores, queries: Array, count: int, hits: Hits | None) -> Iterator[Ranking]:
+    """Queries ranked against their whole rows of float64 scores."""
+    total = len(scores.gallery)
+    size = max(CHUNK // total, 1)
+    side = max(CHUNK // scores.embeddings.shape[1], 1)
+    for start in range(0, len(queries), size):
+        part = queries[start : start + size]
+        asked = scores.rows(scores.queries[part], torch.float64)
+        tiles = [scores.tile(asked, part, slice(a, min(a + side, total))) for a in range(0, total, side)]
+        yield _ranked_rows(scores, part, torch.cat(tiles, 1) if len(tiles) > 1 else tiles[0], count, hits)
+
+
+def _ranked_rows(scores: Scores, queries: Array, row_BG: torch.Tensor, count: int, hits: Hits | None) -> Ranking:
+    """The first ``count`` of whole rows; of those tied with the last, the ones of lowest column."""
+    found = row_BG.topk(count, 1)
+    value, column = found.values.cpu().numpy(), found.indices.cpu().numpy()
+    score_BG = row_BG.cpu().numpy()
+    edge = value[:, -1:].copy()
+    run = _runs(value, scores.tie)
+    first = value[np.arange(len(value)), (run == run[:, -1:]).argmax(1)][:, None]  # the highest of the last run
+    with np.errstate(invalid="ignore"):
+        tied = (score_BG >= edge - scores.tie) & (score_BG <= first) & (edge > -np.inf)
+    size = tied.sum(1)
+    last_hits = np.zeros(len(queries), dtype=np.int64)
+    row, place = tied.nonzero()
+    if hits is not None:
+        last_hits = np.bincount(row, hits(queries[row], place), len(queries)).astype(np.int64)
+    inside = run != run[:, -1:]
+    order = np.lexsort((column, run), axis=1)
+    column = np.take_along_axis(column, order, 1)
+    above = inside.sum(1)
+    begin = np.cumsum(size) - size
+    rank = above[row] + np.arange(len(row)) - begin[row]
+    keep = rank < count
+    column[row[keep], rank[keep]] = place[keep]
+    column[value == -np.inf] = -1
+    size = np.where(edge[:, 0] > -np.inf, size, 1)
+    starts = np.maximum.accumulate(_run_starts(run), axis=1)
+    return Ranking(queries, column, value, starts, size, last_hits)
+
+
+def _joined(ranking: Ranking, open_B: Array, parts: Iterable[Ranking]) -> Ranking:
+    """The ranking with the rows of undecided queries replaced."""
+    row = np.flatnonzero(open_B)
+    fields = {name: getattr(ranking, name).copy() for name in ("columns", "scores", "start", "last_size", "last_hits")}
+    done = 0
+    for part in parts:
+        here = row[done : done + len(part.queries)]
+        for name, values in fields.items():
+            values[here] = getattr(part, name)
+        done += len(here)
+    return Ranking(ranking.queries, **fields)

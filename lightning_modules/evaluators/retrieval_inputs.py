@@ -1,0 +1,105 @@
+"""What the retrieval evaluator accepts: checked, on one device, in floating types that keep what was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_modules.evaluators.neighbour_scores import CHUNK, Array, Metric
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Checked input.
+
+    Attributes:
+        embeddings: ``[N, D]`` float32 or float64.
+        labels: ``[N]`` int64.
+        queries: ``[Q]`` rows that ask, ascending.
+        gallery: ``[G]`` rows that answer, ascending.
+        groups: ``[N]`` int64, or None.
+    """
+
+    embeddings: Tensor
+    labels: Array
+    queries: Array
+    gallery: Array
+    groups: Array | None
+
+
+def checked(
+    embeddings: Any, labels: Any, metric: Metric, is_query: Any = None, is_gallery: Any = None, groups: Any = None
+) -> Rows:
+    """Check everything that would make numbers wrong or unclear.
+
+    Raises:
+        ValueError: shapes that do not fit, values that are not finite, rows of zeros under cosine, nobody to ask or to
+            answer.
+        TypeError: dtypes of another kind.
+    """
+    vectors = torch.as_tensor(embeddings).detach()
+    if vectors.ndim != 2 or vectors.shape[1] == 0:
+        raise ValueError(f"embeddings have shape {list(vectors.shape)}; they must be [N, D], one row for each item")
+    if not vectors.is_floating_point():
+        raise TypeError(f"embeddings have dtype {vectors.dtype}; they must be floating, e.g. embeddings.float()")
+    if vectors.dtype not in (torch.float32, torch.float64):
+        vectors = vectors.float()
+    total = len(vectors)
+    classes = integers("labels", labels, total)
+    query, gallery = mask("is_query", is_query, total), mask("is_gallery", is_gallery, total)
+    for name, rows in (("is_query", query), ("is_gallery", gallery)):
+        if len(rows) == 0:
+            raise ValueError(f"{name} selects no row of {total}; retrieval needs queries and a gallery")
+    check_values(vectors, metric)
+    return Rows(vectors, classes, query, gallery, None if groups is None else integers("groups", groups, total))
+
+
+def integers(name: str, values: Any, total: int) -> Array:
+    """``[N]`` int64 on the host."""
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} have dtype {array.dtype}; they must be integers (floats collide above 2^24)")
+    if array.shape != (total,):
+        raise ValueError(
+            f"{name} have shape {list(array.shape)}; there are {total} embeddings, so it must be [{total}]"
+        )
+    if array.dtype == np.uint64 and total and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} reach {array.max()}, beyond 2^63 - 1; renumber them")
+    return array.astype(np.int64)
+
+
+def mask(name: str, values: Any, total: int) -> Array:
+    """Rows that a mask selects; all of them without one."""
+    if values is None:
+        return np.arange(total)
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.dtype != bool or array.shape != (total,):
+        raise TypeError(
+            f"{name} has dtype {array.dtype} and shape {list(array.shape)}; it must be a bool mask of shape [{total}]"
+        )
+    return np.flatnonzero(array)
+
+
+def check_values(vectors_ND: Tensor, metric: Metric) -> None:
+    """Refuse rows that cannot be ranked."""
+    step = max(CHUNK // vectors_ND.shape[1], 1)
+    broken, zero = [], []
+    for start in range(0, len(vectors_ND), step):
+        part = vectors_ND[start : start + step]
+        broken.append((~part.isfinite().all(1)).nonzero()[:, 0] + start)
+        zero.append((part == 0).all(1).nonzero()[:, 0] + start)
+    bad, empty = torch.cat(broken) if broken else torch.zeros(0), torch.cat(zero) if zero else torch.zeros(0)
+    if len(bad):
+        raise ValueError(
+            f"{len(bad)} of {len(vectors_ND)} embeddings hold NaN or infinite values, the first is row {int(bad[0])}; "
+            "a ranking of them means nothing"
+        )
+    if metric == "cosine" and len(empty):
+        raise ValueError(
+            f"{len(empty)} of {len(vectors_ND)} embeddings are zero, the first is row {int(empty[0])}; they have no "
+            "cosine: use metric=l2, or see why the network gives zeros"
+        )

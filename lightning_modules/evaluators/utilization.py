@@ -1,0 +1,69 @@
+"""Utilization: how near the test images come to what training covered."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kernels.metrix import utilization
+from kernels.pairs import unit
+from lightning_modules.evaluators.base import EvaluationData, Evaluator
+from lightning_modules.evaluators.embedded import embedded
+from lightning_modules.evaluators.result import Evaluation
+from lightning_modules.network import Network
+
+
+class Utilization(Evaluator):
+    """``u(Q, X)``: mean squared distance of each test embedding to the nearest training embedding, on the unit sphere.
+
+    Beside it stands the same with mixed training embeddings added, which can only lower it: what mixing pairs of a
+    positive and a negative adds to the space that training covers (Venkataramanan et al. 2022, arXiv 2106.04990).
+
+    Args:
+        mixed_per_image: mixes of each training embedding with one of another class, ``lam ~ Beta(2, 2)``.
+        seed: of partners and lam.
+
+    Raises:
+        ValueError: fewer than one mix an image.
+    """
+
+    same_classes = False
+
+    def __init__(self, *, mixed_per_image: int = 4, seed: int = 0) -> None:
+        if mixed_per_image < 1:
+            raise ValueError(f"mixed_per_image={mixed_per_image} must be at least 1")
+        self.mixed_per_image, self.seed = mixed_per_image, seed
+
+    def __call__(self, network: Network, data: EvaluationData) -> Evaluation:
+        """Embed test and training images in eval mode.
+
+        Raises:
+            ValueError: there are no training images.
+        """
+        if data.train is None:
+            raise ValueError("utilization compares test images with those of training, and this data has none")
+        queries = unit(embedded(network, data)[0])
+        examples, labels, _ = embedded(network, replace(data, batches=data.train()))
+        examples = unit(examples)
+        mixed = self.mixes(examples, labels)
+        plain = float(utilization(queries, examples))
+        return Evaluation(
+            metrics={
+                "utilization": plain,
+                "utilization_mixed": min(plain, float(utilization(queries, mixed))) if len(mixed) else plain,
+                "images": len(queries),
+            }
+        )
+
+    def mixes(self, examples: Tensor, labels: Tensor) -> Tensor:
+        """``[M, E]`` unit embeddings between two classes; fewer where draws fell on one class."""
+        generator = torch.Generator().manual_seed(self.seed)
+        first = torch.arange(len(examples)).repeat_interleave(self.mixed_per_image)
+        second = torch.randint(len(examples), (len(first),), generator=generator)
+        # Beta(2, 2) is the middle one of three uniform numbers.
+        lam = torch.rand(3, len(first), generator=generator).to(examples.dtype).median(0).values
+        other = labels[first] != labels[second]
+        first, second, lam = first[other], second[other], lam[other, None]
+        return unit(lam * examples[first] + (1 - lam) * examples[second])

@@ -1,0 +1,130 @@
+"""The exact search against whole float64 rows that are sorted, whatever the sizes of tiles, lists and queues."""
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_modules.evaluators import neighbour_search, neighbour_tiles
+from lightning_modules.evaluators.neighbour_index import sharded
+from lightning_modules.evaluators.neighbour_scores import Scores
+from lightning_modules.evaluators.neighbour_search import dense, reach, search
+
+
+def rows_of(kind, total, width, rng):
+    if kind == "generic":
+        rows = rng.standard_normal((total, width))
+    elif kind == "quantized":
+        rows = rng.integers(-3, 4, (total, width)).astype(float)
+        rows[(rows == 0).all(1)] = 1
+    elif kind == "copies":
+        rows = rng.standard_normal((total // 5, width))[rng.integers(0, total // 5, total)]
+    elif kind == "close":  # closer than float32 can tell
+        rows = np.ones((total, width)) + 1e-7 * rng.standard_normal((total, width))
+    else:
+        rows = np.ones((total, width))
+    return torch.from_numpy(rows).to(torch.float64 if kind == "close" else torch.float32)
+
+
+def true_scores(rows, metric, digits=12):
+    rows = rows.double()
+    if metric == "cosine":
+        unit = rows / rows.norm(dim=1, keepdim=True)
+        return (unit @ unit.T).numpy()
+    return -torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square().numpy()
+
+
+def check(rankings, rows, metric, queries, gallery, count, groups):
+    scores, asked = true_scores(rows, metric), 0
+    for ranking in rankings:
+        for i, position in enumerate(ranking.queries):
+            query, asked = queries[position], asked + 1
+            row = np.round(scores[query][gallery], 12)
+            row[gallery == query] = -np.inf
+            if groups is not None and groups[query] >= 0:
+                row[groups[gallery] == groups[query]] = -np.inf
+            order = np.lexsort((np.arange(len(row)), -row))
+            order = order[row[order] > -np.inf][:count]
+            assert ranking.columns[i].tolist() == [*order, *[-1] * (count - len(order))]
+            assert ranking.start[i][: len(order)].tolist() == [int((row > row[column]).sum()) for column in order]
+            if len(order) == count:
+                tied = row == row[order[-1]]
+                assert ranking.last_size[i] == tied.sum()
+                assert ranking.last_hits[i] == tied[::3].sum()
+    assert asked == len(queries)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize("kind", ["generic", "quantized", "copies", "constant"])
+def test_search(monkeypatch, kind, metric):
+    rng = np.random.default_rng(5)
+    monkeypatch.setattr(neighbour_search, "SMALL", 0)
+    for trial in range(9):
+        total, width = int(rng.integers(120, 300)), int(rng.choice([3, 8, 40]))
+        count = int(rng.integers(1, total // 6 - 5))
+        monkeypatch.setattr(neighbour_tiles, "SIDE", int(rng.choice([16, 64, 2048])))
+        monkeypatch.setattr(neighbour_tiles, "PENDING", int(rng.choice([50, 1 << 19])))
+        monkeypatch.setattr(neighbour_tiles, "STATE_BYTES", int(rng.choice([0, 1 << 30])))
+        rows, every = rows_of(kind, total, width, rng), np.arange(total)
+        queries = every if trial % 3 else np.flatnonzero(rng.random(total) < 0.5)
+        gallery = every if trial % 3 else np.flatnonzero(rng.random(total) < 0.7)
+        groups = rng.integers(-1, 5, total) if trial % 4 == 0 else None
+        scores = Scores(rows, queries, gallery, metric, groups)
+        found = search(scores, count, lambda queries, columns: (columns % 3 == 0) & (columns >= 0))
+        check(found, rows, metric, queries, gallery, count, groups)
+
+
+def test_float64_rows_that_float32_cannot_tell_apart():
+    rng = np.random.default_rng(0)
+    rows, every = rows_of("close", 700, 4, rng), np.arange(700)
+    scores = Scores(rows, every, every, "l2")
+    true = true_scores(rows, "l2")
+    np.fill_diagonal(true, -np.inf)
+    for ranking in search(scores, 3):
+        expected = np.argsort(-true[ranking.queries], axis=1, kind="stable")[:, :3]
+        gaps = np.take_along_axis(true[ranking.queries], expected, 1)
+        clear = (gaps[:, :-1] - gaps[:, 1:] > 1e-3 * np.abs(gaps[:, 1:])).all(1)
+        assert clear.sum() > 0.9 * len(clear) and (ranking.columns[clear] == expected[clear]).all()
+
+
+@pytest.mark.parametrize("kind", ["generic", "copies"])
+def test_shards_are_one_gallery(kind):
+    rng = np.random.default_rng(1)
+    rows, every = rows_of(kind, 800, 8, rng), np.arange(800)
+    groups = rng.integers(-1, 30, 800)
+    scores = Scores(rows, every, every, "cosine", groups)
+    whole = list(search(scores, 6))
+    for shards in (1, 2, 7):
+        parts = list(search(scores, 6, None, sharded(scores, reach(scores, 6), shards)))
+        columns = (np.concatenate([ranking.columns for ranking in rankings]) for rankings in (whole, parts))
+        assert np.array_equal(*columns)
+
+
+def test_the_search_of_a_gpu_finds_the_same(monkeypatch):
+    """Its code runs on any device; here on the CPU."""
+    rng = np.random.default_rng(2)
+    rows, every = rows_of("copies", 900, 8, rng), np.arange(900)
+    scores = Scores(rows, every, every)
+    found = search(scores, 5, None, neighbour_tiles._on_device(scores, reach(scores, 5)))
+    both = [np.concatenate([r.columns for r in rankings]) for rankings in (found, dense(scores, every, 5, None))]
+    assert np.array_equal(*both)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu():
+    rows, every = rows_of("copies", 3000, 16, np.random.default_rng(2)), np.arange(3000)
+    both = [list(search(Scores(x, every, every), 9)) for x in (rows, rows.cuda())]
+    assert np.array_equal(*(np.concatenate([r.columns for r in rankings]) for rankings in both))
+
+
+def test_float32_scores_are_within_their_bound():
+    """The bound that decides which comparisons are trusted, for both metrics and for rows far from the origin."""
+    rng = np.random.default_rng(3)
+    for metric, width, shift in (("cosine", 5, 0), ("cosine", 700, 3), ("l2", 64, 0), ("l2", 64, 100)):
+        rows, every = torch.from_numpy(rng.standard_normal((300, width)) + shift).float(), np.arange(300)
+        scores = Scores(rows, every, every, metric)
+        single = scores.tile(scores.rows(every), every, slice(0, 300)).double()
+        exact = torch.from_numpy(scores.pairs(np.repeat(every, 300), np.tile(every, 300))).view(300, 300)
+        double = scores.tile(scores.rows(every, torch.float64), every, slice(0, 300))
+        off = ~torch.eye(300, dtype=torch.bool)
+        assert (single - exact)[off].abs().max() <= scores.error
+        assert (double - exact)[off].abs().max() <= scores.tie
