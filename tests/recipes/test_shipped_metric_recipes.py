@@ -8,6 +8,7 @@ import torch
 
 import recipes
 from kernels.metrix import draw_mix
+from recipes.validate import ConfigError
 
 WORDS = [
     "backbone=conv4",
@@ -116,3 +117,42 @@ def test_ten_steps(recipe):
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-9, msg=name)
     assert recipe != "grocery_metrix" or kinds == {"pos_neg", "anc_neg"}
+
+
+CLASSES = {"cub": 100, "cars": 98, "sop": 11318, "inshop": 3997}
+IMAGES = {"cub": 5864, "cars": 8054, "sop": 59551, "inshop": 25882}
+
+
+@pytest.mark.parametrize("data", list(CLASSES))
+@pytest.mark.parametrize("method", ["multi_similarity", "metrix"])
+def test_published_settings_build_without_the_images(data, method, tmp_path):
+    """From the declared facts of the set; nothing but weights and images is missing."""
+    words = ["backbone.pretrained=false", "trainer.accelerator=cpu", "data.select_on=test_best"]
+    run = recipes.build(f"{data}_{method}", [*words, f"data.root={tmp_path}/absent"])
+    assert (run.data.num_classes, run.data.num_train) == (CLASSES[data], IMAGES[data])
+    loss, config = run.task.parts.loss, run.config
+    assert loss.keys == {"alpha": 17.97, "beta": 75.66, "base": 0.77, "epsilon": 0.39}
+    assert run.data.steps_per_epoch == IMAGES[data] // 100 and run.task.network.head.embedding_dim == 512
+    frozen = all(not p.requires_grad for p in run.task.network.backbone.bn1.parameters())
+    assert frozen == (data in ("cub", "cars")) and run.task.train().network.backbone.bn1.training != frozen
+    assert (run.task.parts.mixing is not None) == (method == "metrix")
+    assert config["data"]["samples_per_class"] == (None if frozen else 5)
+    with pytest.raises(ConfigError, match="data.root"):
+        run.run()
+
+
+def test_weights_that_cannot_be_reached_are_told(tmp_path, monkeypatch):
+    """The demo starts from timm's weights where it can, and says so where it cannot."""
+    import timm
+
+    def unreachable(*args, pretrained=False, **keys):
+        if pretrained:
+            raise OSError("no way to the hub")
+        return create(*args, **keys)
+
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.warns(UserWarning, match="training from scratch: could not get timm's weights.*no way to the hub"):
+        recipes.build("grocery_multi_similarity", ["trainer.accelerator=cpu"])
+    with pytest.raises(ConfigError, match="could not get timm's weights"):
+        recipes.build("grocery_multi_similarity", ["trainer.accelerator=cpu", "backbone.pretrained=true"])

@@ -95,7 +95,7 @@ def test_pairs_of_a_positive_and_a_negative_share_their_forward(bench, make_netw
     for row, place in zip(pairs[:, 1:].tolist(), position.tolist(), strict=True):
         assert codes.setdefault(tuple(row), place) == place
     counts = torch.bincount(pairs[:, 0], minlength=8)
-    positives = [int((LABELS == label).sum()) - 1 for label in LABELS]
+    positives = [int((label == LABELS).sum()) - 1 for label in LABELS]
     assert counts.tolist() == [2 * p for p in positives], "each positive with the two hardest negatives"
 
 
