@@ -29,7 +29,7 @@ class ProxyNCAPP(ProxyLoss):
         if not temperature > 0:
             raise ValueError(f"loss.temperature={temperature} must be positive")
         self.temperature = temperature
-        self.pair_form = pair_form.nca(temperature, over_all=True)
+        self.pair_form = pair_form.nca(temperature / 2, over_all=True)
 
     def of_samples(self, rows_BE: Tensor, labels_B: Tensor, weight_CE: Tensor) -> Tensor:
         return proxy_nca_pp_loss(rows_BE, labels_B, weight_CE, temperature=self.temperature)

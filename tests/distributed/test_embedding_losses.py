@@ -1,4 +1,4 @@
-"""Losses on pairs in two processes: the loss and every gradient of the global batch, mixed pairs and memory included."""
+"""Losses on pairs in two processes: loss and gradients of the global batch, with mixed pairs and a memory."""
 
 import csv
 import json
