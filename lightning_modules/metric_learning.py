@@ -13,7 +13,6 @@ from lightning_modules.evaluators.retrieval import RetrievalEvaluator
 from lightning_modules.network import Network
 from lightning_modules.task import Task
 
-
 SAMPLED = 2048
 
 
@@ -61,7 +60,7 @@ class MetricLearner(Task):
         return {"embeddings": embedding_BE.float(), "labels": batch.label, "index_ids": batch.index}
 
     def validation_metrics(self) -> dict[str, float]:
-        """Retrieval among all validation images, over all processes; and how even and how tight their embeddings are."""
+        """Retrieval among all validation images, over all processes; how even and how tight their embeddings are."""
         rows = self.val_meter.read()
         if (roles := self.context.val_is_query) is not None:
             is_query = roles.to(rows["index_ids"].device)[rows["index_ids"]]

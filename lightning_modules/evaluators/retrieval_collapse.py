@@ -34,9 +34,9 @@ def collapse(scores: Scores, tied: float) -> dict[str, float]:
         return {}
     found = {"embedding_std": math.sqrt(variance / width), "tied_top1": tied}
     warnings.warn(
-        f"the embeddings look collapsed, or are mostly copies: standard deviation {found['embedding_std']:.2g} of a dimension, and "
-        f"{tied:.0%} of the queries have several best neighbours; metrics then say more about the order of "
-        "equal scores (ties=expected gives the mean over all orders) than about the images",
+        f"the embeddings look collapsed, or are mostly copies: standard deviation {found['embedding_std']:.2g} of a "
+        f"dimension, and {tied:.0%} of the queries have several best neighbours; metrics then say more about the order "
+        "of equal scores (ties=expected gives the mean over all orders) than about the images",
         UserWarning,
         stacklevel=3,
     )

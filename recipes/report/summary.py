@@ -20,7 +20,8 @@ CARDS = 12  # more would push the curves off the first screen; the table of resu
 def header(run: RunFiles, evaluation: Evaluation) -> Markup:
     """Recipe, run and the main number."""
     metrics = _test_metrics(run, evaluation)
-    title = element("div", element("p", "Training report" if run.config else "Evaluation", class_="eyebrow"), element("h1", run.recipe),
+    kind = "Training report" if run.config else "Evaluation"
+    title = element("div", element("p", kind, class_="eyebrow"), element("h1", run.recipe),
                     element("p", run.name, class_="run"))  # fmt: skip
     main = _main_metric(run, metrics)
     if main is None:
