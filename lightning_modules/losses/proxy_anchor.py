@@ -38,7 +38,7 @@ class ProxyAnchor(ProxyLoss):
     def __init__(self, *, alpha: float = 32.0, delta: float = 0.1, lr_scale: float = 100.0) -> None:
         super().__init__(lr_scale=lr_scale)
         self.keys: dict[str, Any] = {"alpha": alpha, "delta": delta}
-        self.pair_form = pair_form.proxy_anchor(alpha, delta)
+        self.pair_form = pair_form.proxy_anchor(**self.keys)
 
     def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> dict[str, Tensor]:
         rows_NE = gather_with_gradient(embedding_of(outputs), step.batch_size)
@@ -67,5 +67,5 @@ class ProxyAnchor(ProxyLoss):
         proxy_M = labels_B[once[0]]
         similarity_PU = similarities(self.proxies.weight, pairs.embeddings)
         similarity_M, y_M = pairs.labelled(similarity_PU[proxy_M, once[2]])
-        sums = mixed_sums(self.pair_form, similarity_M, y_M, proxy_M, len(self.proxies.weight))
-        return proxy_shares(self.pair_form, *sums)
+        form = pair_form.proxy_anchor(**self.keys)
+        return proxy_shares(form, *mixed_sums(form, similarity_M, y_M, proxy_M, len(self.proxies.weight)))
