@@ -8,14 +8,13 @@ is ``nn.BatchNorm2d`` followed by ``nn.GroupNorm``; it is timed twice (A/A).
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import interleave, ratio, save
+from benchmarks.timing import arguments, interleave, ratios, save
 from lightning_modules.host_memory import keep_freed_memory
 from lightning_modules.surgery.batch_channel_norm_2d import BatchChannelNorm2d
 
@@ -54,15 +53,12 @@ def measured(
     times = interleave({name: layer(module, x_BCHW) for name, module in modules.items()}, repeats, warmup=5)
     return {
         "base_ms": round(1e3 * statistics.median(times["base"]), 3),
-        **{name: [round(value, 4) for value in ratio(times, name, "base")] for name in times if name != "base"},
+        **ratios(times, "base"),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=60)
-    options = parser.parse_args()
+    options = arguments(batch=32, repeats=60)
     keep_freed_memory()  # as the trainer does
     formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
     save(

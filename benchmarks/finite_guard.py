@@ -9,14 +9,13 @@ with ``skip`` the copy of the buffers. On a GPU that is the time until the host 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from benchmarks.timing import interleave, ratio, save
+from benchmarks.timing import arguments, interleave, ratios, save
 from kernels.batch import Batch, Step
 from lightning_modules.backbones.timm_backbone import create_backbone
 from lightning_modules.finite_guard import FiniteGuard
@@ -70,11 +69,7 @@ class Training:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--backbone", default="cifar_resnet20")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=15)
-    options = parser.parse_args()
+    options = arguments(backbone="cifar_resnet20", batch=128, repeats=15)
     keep_freed_memory()  # as the trainer does
     index = torch.arange(options.batch)
     batch = Batch(torch.rand(options.batch, 3, 32, 32), index % CLASSES, index).to(DEVICE)
@@ -92,9 +87,7 @@ def main() -> None:
             "batch": options.batch,
             "repeats": options.repeats,
             "plain_step_ms": round(1e3 * plain, 3),
-            "ratio_to_plain (median, quartiles)": {
-                name: [round(value, 4) for value in ratio(times, name, "plain")] for name in times if name != "plain"
-            },
+            "ratio_to_plain (median, quartiles)": ratios(times, "plain"),
             "added_operations_ms": {name: round(1e3 * seconds, 4) for name, seconds in added.items()},
             "added_over_step": {name: round(seconds / plain, 5) for name, seconds in added.items()},
         },

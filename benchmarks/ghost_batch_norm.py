@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
-from benchmarks.timing import interleave, ratio, save
+from benchmarks.timing import interleave, ratios, save
 from kernels.ghost_batch_norm import ghost_batch_norm
 from lightning_modules.host_memory import keep_freed_memory
 
@@ -78,9 +78,7 @@ def main() -> None:
     for name, layout in LAYOUTS.items():
         times = measure(options.shape, layout, options.ghost, options.repeats)
         rows[f"{name}_plain_ms"] = round(1e3 * statistics.median(times["plain"]), 3)
-        rows[f"{name}_ratio_to_plain (median, quartiles)"] = {
-            other: [round(value, 3) for value in ratio(times, other, "plain")] for other in times
-        }
+        rows[f"{name}_ratio_to_plain (median, quartiles)"] = ratios(times, "plain", digits=3)
     save(f"ghost_batch_norm_{'x'.join(map(str, options.shape))}_{options.threads}", rows)
 
 

@@ -9,13 +9,12 @@ the store, divergence with its backward, write) are timed alone as well.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
 
 import torch
 
-from benchmarks.timing import interleave, ratio, save
+from benchmarks.timing import arguments, interleave, ratios, save
 from kernels.batch import Batch, Step
 from lightning_modules.backbones.timm_backbone import create_backbone
 from lightning_modules.heads.linear import Linear
@@ -79,11 +78,7 @@ def saf_alone(batch: Batch) -> Callable[[], None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--backbone", default="cifar_resnet20")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=15)
-    options = parser.parse_args()
+    options = arguments(backbone="cifar_resnet20", batch=128, repeats=15)
     keep_freed_memory()  # as the trainer does
     index = torch.randperm(TRAIN)[: options.batch]
     batch = Batch(torch.rand(options.batch, 3, 32, 32), index % CLASSES, index).to(DEVICE)
@@ -111,9 +106,7 @@ def main() -> None:
             "batch": options.batch,
             "repeats": options.repeats,
             "plain_step_ms": round(1e3 * plain, 3),
-            "ratio_to_plain (median, quartiles)": {
-                name: [round(value, 4) for value in ratio(times, name, "plain")] for name in times if name != "plain"
-            },
+            "ratio_to_plain (median, quartiles)": ratios(times, "plain"),
             "saf_added_operations_ms": round(1e3 * alone, 4),
             "saf_added_over_step": round(alone / plain, 5),
         },

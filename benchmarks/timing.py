@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
@@ -12,6 +13,14 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def arguments(**defaults: int | str) -> argparse.Namespace:
+    """The command line: one ``--name value`` for each of these, of the type of its default."""
+    parser = argparse.ArgumentParser()
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    return parser.parse_args()
 
 
 def synchronize() -> None:
@@ -41,6 +50,11 @@ def ratio(times: dict[str, list[float]], name: str, base: str) -> tuple[float, f
     ratios = sorted(a / b for a, b in zip(times[name], times[base], strict=True))
     low, middle, high = statistics.quantiles(ratios, n=4)
     return middle, low, high
+
+
+def ratios(times: dict[str, list[float]], base: str, digits: int = 4) -> dict[str, list[float]]:
+    """``ratio`` of everything but the base, rounded for a result file."""
+    return {name: [round(value, digits) for value in ratio(times, name, base)] for name in times if name != base}
 
 
 def save(name: str, rows: dict[str, object]) -> None:

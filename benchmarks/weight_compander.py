@@ -9,7 +9,6 @@ and the functions of the surgery, filled as at the start of a training step.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import interleave, ratio, save
+from benchmarks.timing import arguments, interleave, ratios, save
 from kernels.weight_compander import compand
 from lightning_modules.host_memory import keep_freed_memory
 from lightning_modules.surgery.anatomy import Anatomy
@@ -68,11 +67,7 @@ def surgery(backbone: str, grads: list[Tensor], learned: bool) -> Callable[[], N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    options = arguments(backbone="resnet18", repeats=15, threads=1)
     torch.set_num_threads(options.threads)
     keep_freed_memory()  # as the trainer does
     torch.manual_seed(0)
@@ -97,9 +92,7 @@ def main() -> None:
             "backbone": options.backbone,
             "repeats": options.repeats,
             "plain_learned_ms": round(1e3 * statistics.median(times["plain learned"]), 3),
-            "ratio_to_plain_learned (median, quartiles)": {
-                name: [round(value, 3) for value in ratio(times, name, "plain learned")] for name in times
-            },
+            "ratio_to_plain_learned (median, quartiles)": ratios(times, "plain learned", digits=3),
         },
     )
 

@@ -10,7 +10,6 @@ one call for all layers of a fan-in (joined, which the library does not do).
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from benchmarks.timing import interleave, ratio, save
+from benchmarks.timing import arguments, interleave, ratio, ratios, save
 from kernels.weight_standardization import standardize_weight
 from lightning_modules.backbones.timm_backbone import create_backbone
 from lightning_modules.host_memory import keep_freed_memory
@@ -91,12 +90,7 @@ def transform(weights: list[Tensor], function: Callable[[list[Tensor]], list[Ten
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=15)
-    options = parser.parse_args()
+    options = arguments(backbone="resnet18", batch=16, size=64, repeats=15)
     keep_freed_memory()  # as the trainer does
     image = torch.rand(options.batch, 3, options.size, options.size, device=DEVICE)
     image = image.contiguous(memory_format=torch.channels_last)
@@ -120,9 +114,7 @@ def main() -> None:
             "size": options.size,
             "repeats": options.repeats,
             "plain_step_ms": round(1e3 * statistics.median(times["plain"]), 3),
-            "ratio_to_plain (median, quartiles)": {
-                name: [round(value, 4) for value in ratio(times, name, "plain")] for name in times if name != "plain"
-            },
+            "ratio_to_plain (median, quartiles)": ratios(times, "plain"),
             "surgery_step_over_batch_norm_form_step": [
                 round(value, 4) for value in ratio(times, "surgery", "batch norm")
             ],

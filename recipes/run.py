@@ -230,9 +230,9 @@ class Run:
         """The run's directory, and whether there is something in it to go on with."""
         if self.resume is not None:
             return self.resume, True
-        config = self.config
-        directory, going_on = open_directory(config["output"], config["recipe"], config["name"], config["seed"], config)
-        return directory, going_on
+        return open_directory(
+            self.config["output"], self.config["recipe"], self.config["name"], self.config["seed"], self.config
+        )
 
     def _describe(self, directory: Path) -> None:
         """Write what says how the run came to be; what a killed process did not come to write is made up for."""

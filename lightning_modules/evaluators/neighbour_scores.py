@@ -21,7 +21,7 @@ from torch import Tensor
 
 Array = npt.NDArray[Any]
 Metric = Literal["cosine", "l2"]
-CHUNK = 1 << 20  # numbers of a temporary
+CHUNK = 1 << 19  # numbers of a temporary
 
 
 class Scores:
@@ -112,8 +112,13 @@ class Scores:
         return rows.double() - self.center if self.metric == "l2" else rows.double()
 
     def rows(self, ids: Array, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor | None]:
-        """Rows of the matrix as they are multiplied, ``[B, D]``, with half their squared lengths under l2."""
-        contiguous = len(ids) > 0 and ids[-1] - ids[0] == len(ids) - 1  # ids ascend or are a selection of few
+        """Rows of the matrix as they are multiplied, ``[B, D]``, with half their squared lengths under l2.
+
+        Args:
+            ids: ``[B]`` rows, ascending.
+            dtype: float32 or float64.
+        """
+        contiguous = len(ids) > 0 and ids[-1] - ids[0] == len(ids) - 1
         where: Any = slice(int(ids[0]), int(ids[-1]) + 1) if contiguous else torch.as_tensor(ids, device=self.device)
         rows, scale = self.embeddings[where], self.scale_N[where, None]
         if self.half_N is None:

@@ -52,7 +52,8 @@ def search(
     Args:
         scores: of queries with the gallery.
         count: neighbours of a query, at least 1 and at most the size of the gallery.
-        hits: tells relevant columns, to count them in runs that reach beyond the last neighbour.
+        hits: tells relevant columns, to count them in runs that reach beyond the last neighbour. The order among
+            neighbours closer than float32 can tell, all of them relevant or none, is then left as it is.
         candidates: makes the ``reach(scores, count)`` best candidates of each query in another way than ``nearest``.
     """
     total = len(scores.gallery)
@@ -91,10 +92,8 @@ def _certified(
     with np.errstate(invalid="ignore"):
         near_BL = exact_BL[:, :-1] - exact_BL[:, 1:] <= 2 * scores.error + scores.tie
     near_BL &= real_BL[:, 1:]
-    again_BL = np.zeros_like(real_BL)
-    again_BL[:, 1:] |= near_BL
-    again_BL[:, :-1] |= near_BL
-    row, place = again_BL.nonzero()
+    relevant_BL = None if hits is None else hits(queries[:, None], column_BL)
+    row, place = _again(near_BL, relevant_BL).nonzero()
     if len(row):
         exact_BL[row, place] = scores.pairs(queries[row], column_BL[row, place])
     mixed = np.flatnonzero(near_BL.any(1))
@@ -112,6 +111,18 @@ def _certified(
         found = (hits(queries[:, None], column_BL) & in_last_BL).sum(1)
     first_BL = np.maximum.accumulate(_run_starts(run_BL), axis=1)
     return Ranking(queries, column_BL[:, :count], exact_BL[:, :count], first_BL[:, :count], in_last_BL.sum(1), found)
+
+
+def _again(near_BL: Array, relevant_BL: Array | None) -> Array:
+    """``[B, L]`` what must be scored again: neighbours that lie close to others, some relevant and some not."""
+    pad = np.zeros((len(near_BL), 1), dtype=bool)
+    joined_BL = np.concatenate([pad, near_BL], axis=1)
+    if relevant_BL is None:
+        return joined_BL | np.concatenate([near_BL, pad], axis=1)
+    group_BL = np.cumsum(~joined_BL).reshape(joined_BL.shape)
+    mixed = np.zeros(int(group_BL[-1, -1]) + 1 if group_BL.size else 1, dtype=bool)
+    mixed[group_BL[:, 1:][near_BL & (relevant_BL[:, 1:] != relevant_BL[:, :-1])]] = True
+    return mixed[group_BL]
 
 
 def _runs(score_BL: Array, tie: float) -> Array:

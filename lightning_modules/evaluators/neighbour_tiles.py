@@ -19,8 +19,9 @@ from torch import Tensor
 from lightning_modules.evaluators.neighbour_scores import Array, Scores
 
 SIDE = 2048  # rows and columns of a tile
-PENDING = 1 << 19  # candidates that wait before they are sorted
-STATE_BYTES = 24 << 20  # largest lists of all queries at once
+MANY = 256  # neighbours from which on a selection beats a sorted list
+PENDING = 1 << 18  # candidates that wait before they are sorted
+STATE_BYTES = 16 << 20  # largest lists of all queries at once
 Candidates = Iterator[tuple[Array, Array, Array]]
 
 
@@ -30,8 +31,8 @@ def nearest(scores: Scores, count: int) -> Candidates:
     Yields:
         queries ``[B]``, scores ``[B, count]`` descending, columns ``[B, count]``; -inf and -1 behind the last item.
     """
-    if scores.device.type != "cpu":
-        yield from _on_device(scores, count)
+    if scores.device.type != "cpu" or count >= MANY:
+        yield from _selected(scores, count)
     elif scores.symmetric and len(scores.queries) * count * 8 <= STATE_BYTES:
         yield from _symmetric(scores, count)
     else:
@@ -39,7 +40,7 @@ def nearest(scores: Scores, count: int) -> Candidates:
 
 
 def _blocks(scores: Scores, count: int) -> Candidates:
-    size, columns = min(SIDE, max((1 << 20) // count, 64)), len(scores.gallery)
+    size, columns = min(SIDE, max((1 << 19) // count, 64)), len(scores.gallery)
     side = SIDE * SIDE // size
     buffers = _Buffers(size * min(side, columns))
     for start in range(0, len(scores.queries), size):
@@ -77,9 +78,10 @@ def _symmetric(scores: Scores, count: int) -> Candidates:
         yield (np.arange(span.start, span.stop), *best.result(span))
 
 
-def _on_device(scores: Scores, count: int) -> Candidates:
-    """On a GPU: whole rows of scores where they fit, and the library's own selection."""
-    size, side = 1024, 1 << 17
+def _selected(scores: Scores, count: int) -> Candidates:
+    """On a GPU, or with long lists: whole rows of scores where they fit, and the library's own selection."""
+    side = min(len(scores.gallery), 1 << 17)
+    size = max((SIDE * SIDE << 5 * (scores.device.type != "cpu")) // side, 1)
     for start in range(0, len(scores.queries), size):
         queries = np.arange(start, min(start + size, len(scores.queries)))
         asked = scores.rows(scores.queries[queries])
@@ -121,7 +123,7 @@ class _Best:
         self.bits = max(columns - 1, 1).bit_length()
         if self.bits > 31:
             raise ValueError(f"a gallery of {columns} items; an exhaustive search takes at most 2^31")
-        self.span = min(1 << (32 - self.bits), 1 << 14)  # rows that are sorted together
+        self.span = min(1 << (32 - self.bits), 1 << 13)  # rows that are sorted together
         self.keys = np.full((rows, count), (1 << (32 + self.bits)) - 1, dtype=np.uint64)
         self.threshold = np.full(rows, -np.inf, dtype=np.float32)
         self.pending: list[tuple[Array, Array]] = []

@@ -227,9 +227,8 @@ class RetrievalEvaluator(Evaluator):
         count = max(self.ks[-1], int(relevance.total_Q.max(initial=1)))
         count = min(count, len(rows.gallery))
         index = build(scores, self.index, self.index_options) if self.index in APPROXIMATE else None
-        hits = None if self.ties == "index" else relevance.hits
         plan = Plan(self.ks, self.ties, self.full_map, None if index is None else count)
-        sums = measure(scores, relevance, plan, self._rankings(scores, count, hits, index))
+        sums = measure(scores, relevance, plan, self._rankings(scores, count, relevance.hits, index))
         return {} if index is None else index_recall(scores, index, self.ks), sums, relevance.classes
 
     def _scores(self, rows: Rows, queries: Array) -> Scores:

@@ -14,7 +14,7 @@ from kernels.retrieval_metrics import RelevantRanks
 from lightning_modules.evaluators.neighbour_scores import CHUNK, Array, Scores
 from lightning_modules.evaluators.retrieval_labels import Relevance
 
-ROWS = 2048
+ROWS = 1024
 FEW = 12  # relevant items for which passes over a tile are cheaper than to sort it
 
 
@@ -30,19 +30,23 @@ def ranks(
         first_only: the first relevant item of each query and no other; ``hits`` counts all that are tied with it.
     """
     start = 0
+    queries = queries[np.argsort(relevance.total_Q[queries], kind="stable")]  # parts of queries with equally many
     while start < len(queries):
         part = queries[start : start + ROWS]
-        part = part[: max(CHUNK // 4 // int(relevance.total_Q[part].max()), 1)]
+        part = part[: max(CHUNK // 8 // int(relevance.total_Q[part].max()), 1)]
+        if scores.whole_rows:
+            part = part[: max(CHUNK // len(scores.gallery), 1)]
+        start, part = start + len(part), np.sort(part)
         score_BP, column_BP, run_BP = _relevant(scores, relevance, part)
         hits_BP = np.where(column_BP >= 0, np.bincount(run_BP.ravel())[run_BP], 0)
         if first_only:
-            score_BP, column_BP, hits_BP = score_BP[:, :1], column_BP[:, :1], hits_BP[:, :1]
-            arrays = _counts_of_one(scores, part, score_BP[:, 0], column_BP[:, 0])
+            score_BP, column_BP, run_BP, hits_BP = (x[:, :1] for x in (score_BP, column_BP, run_BP, hits_BP))
+        if score_BP.shape[1] <= FEW and not scores.whole_rows:
+            arrays = _counts_of_few(scores, part, score_BP, column_BP)
         else:
             arrays = _counts(scores, part, score_BP, column_BP, hits_BP, run_BP)
         integers = (torch.from_numpy(array.astype(np.int64)) for array in (*arrays, hits_BP))
         yield part, RelevantRanks(*integers)
-        start += len(part)
 
 
 def _relevant(scores: Scores, relevance: Relevance, queries: Array) -> tuple[Array, Array, Array]:
@@ -76,28 +80,30 @@ def _tiles(scores: Scores, queries: Array, dtype: torch.dtype, size: int) -> Ite
         yield left, scores.tile(asked, queries, slice(left, min(left + side, total)), buffer)
 
 
-def _counts_of_one(scores: Scores, queries: Array, score_B: Array, column_B: Array) -> tuple[Array, Array, Array]:
-    """Rank, items above and size of the run, ``[B, 1]`` each, of one item for each query.
+def _counts_of_few(scores: Scores, queries: Array, score_BP: Array, column_BP: Array) -> tuple[Array, Array, Array]:
+    """Rank, items above and size of the run, ``[B, P]`` each.
 
     Counted in float32, except for items whose float32 score is too close to tell.
     """
-    above_B, tied_B, before_B = (np.zeros(len(queries), dtype=np.int64) for _ in range(3))
-    device, margin = scores.device, scores.error + scores.tie
-    high = torch.from_numpy(np.nextafter((score_B + margin).astype(np.float32), np.float32(np.inf))).to(device)
-    low = torch.from_numpy(np.nextafter((score_B - margin).astype(np.float32), np.float32(-np.inf))).to(device)
+    above_BP, tied_BP, before_BP = (np.zeros(score_BP.shape, dtype=np.int64) for _ in range(3))
+    real_BP, margin = column_BP >= 0, scores.error + scores.tie
+    high_BP = np.nextafter(np.where(real_BP, score_BP + margin, np.inf).astype(np.float32), np.float32(np.inf))
+    low_BP = np.nextafter(np.where(real_BP, score_BP - margin, np.inf).astype(np.float32), np.float32(-np.inf))
+    high, low = torch.from_numpy(high_BP).to(scores.device), torch.from_numpy(low_BP).to(scores.device)
     for left, tile in _tiles(scores, queries, torch.float32, 4 * CHUNK):
-        over = (tile > high[:, None]).cpu().numpy()
-        above_B += _row_counts(over)
-        over ^= (tile >= low[:, None]).cpu().numpy()
-        flat = np.flatnonzero(over)
-        row = flat // over.shape[1]
-        column = flat - row * over.shape[1] + left
-        ahead = scores.pairs(queries[row], column) - score_B[row]
-        tied = np.abs(ahead) <= scores.tie
-        above_B += np.bincount(row[ahead > scores.tie], minlength=len(queries))
-        tied_B += np.bincount(row[tied], minlength=len(queries))
-        before_B += np.bincount(row[tied & (column < column_B[row])], minlength=len(queries))
-    return (above_B + before_B + 1)[:, None], above_B[:, None], tied_B[:, None]
+        for p in range(score_BP.shape[1]):
+            over = (tile > high[:, p, None]).cpu().numpy()
+            above_BP[:, p] += _row_counts(over)
+            over ^= (tile >= low[:, p, None]).cpu().numpy()
+            flat = np.flatnonzero(over)
+            row = flat // over.shape[1]
+            column = flat - row * over.shape[1] + left
+            ahead = scores.pairs(queries[row], column) - score_BP[row, p]
+            tied = np.abs(ahead) <= scores.tie
+            above_BP[:, p] += np.bincount(row[ahead > scores.tie], minlength=len(queries))
+            tied_BP[:, p] += np.bincount(row[tied], minlength=len(queries))
+            before_BP[:, p] += np.bincount(row[tied & (column < column_BP[row, p])], minlength=len(queries))
+    return above_BP + before_BP + 1, above_BP, np.where(real_BP, tied_BP, 0)
 
 
 def _counts(
@@ -110,14 +116,9 @@ def _counts(
     above_BP, reached_BP = np.zeros(real_BP.shape, dtype=np.int64), np.zeros(real_BP.shape, dtype=np.int64)
     high, low = torch.from_numpy(high_BP).to(scores.device), torch.from_numpy(low_BP).to(scores.device)
     for _, tile in _tiles(scores, queries, torch.float64, 2 * CHUNK):
-        if high_BP.shape[1] <= FEW and tile.device.type == "cpu":
-            for p in range(high_BP.shape[1]):
-                above_BP[:, p] += _row_counts((tile > high[:, p, None]).numpy())
-                reached_BP[:, p] += _row_counts((tile >= low[:, p, None]).numpy())
-        else:
-            tile = tile.sort(1).values if tile.device.type != "cpu" else torch.from_numpy(np.sort(tile.numpy(), axis=1))
-            above_BP += tile.shape[1] - torch.searchsorted(tile, high, right=True).cpu().numpy()
-            reached_BP += tile.shape[1] - torch.searchsorted(tile, low).cpu().numpy()
+        tile = tile.sort(1).values if tile.device.type != "cpu" else torch.from_numpy(np.sort(tile.numpy(), axis=1))
+        above_BP += tile.shape[1] - torch.searchsorted(tile, high, right=True).cpu().numpy()
+        reached_BP += tile.shape[1] - torch.searchsorted(tile, low).cpu().numpy()
     size_BP = np.where(real_BP, reached_BP - above_BP, 0)
     rank_BP = above_BP + 1 + np.arange(real_BP.shape[1]) - _first_of_run(run_BP)
     mixed = np.flatnonzero((size_BP > hits_BP).any(1))  # tied with an item of another class

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from tiny import SAF, TINY
 
 import recipes
 from recipes.checkpoint import CheckpointStore
@@ -17,19 +18,14 @@ from recipes.validate import ConfigError
 pytestmark = pytest.mark.fault
 
 #: Three epochs of five updates on the embedded photographs, with dropout, batch norm and a last batch left out.
-TINY = [
+WORDS = [
+    *TINY,
     "backbone=test_efficientnet",
     "head.dropout_prob=0.2",
-    "data.batch_size=8",
     "data.limit_train=44",
-    "data.limit_test=8",
-    "data.val_fraction=0.02",
     "trainer.max_epochs=3",
-    "trainer.accelerator=cpu",
     "evaluator=[]",
-    "callback=[]",
 ]
-SAF = ["regularizer=saf", "regularizer.saf.lag=1", "regularizer.saf.start_epoch=0"]
 MESA = ["regularizer=mesa", "regularizer.mesa.start_epoch=0", "mixing=mixup", "task.ema_decay=0.9"]
 CASES = {"grocery_saf": SAF, "grocery_mesa": MESA}
 UPDATES = 15
@@ -37,7 +33,7 @@ UPDATES = 15
 
 def train(recipe, folder, name, *words):
     """Train until it stops; None, or why it stopped."""
-    run = recipes.build(recipe, [*TINY, *words, f"output={folder}", f"name={name}"])
+    run = recipes.build(recipe, [*WORDS, *words, f"output={folder}", f"name={name}"])
     return finish(run)
 
 
@@ -112,7 +108,7 @@ def test_workers_do_not_matter(whole, tmp_path):
 
 def test_save_every_leaves_checkpoints_inside_an_epoch(tmp_path):
     """The run is cut off without a word after update 8; the newest checkpoint is that of update 6."""
-    run = recipes.build("grocery_saf", [*TINY, *SAF, f"output={tmp_path}", "name=cut", "save_every=3"])
+    run = recipes.build("grocery_saf", [*WORDS, *SAF, f"output={tmp_path}", "name=cut", "save_every=3"])
 
     def cut():
         if run.task.update == 8:

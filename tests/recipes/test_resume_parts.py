@@ -4,6 +4,7 @@ from contextlib import suppress
 
 import pytest
 import yaml
+from tiny import TINY
 
 import recipes
 from recipes.catalogue import CONFIGS, LIST_GROUPS, options
@@ -15,16 +16,7 @@ from recipes.stop import Stopped
 
 pytestmark = pytest.mark.fault
 
-TINY = [
-    "data.batch_size=8",
-    "data.limit_train=24",
-    "data.limit_test=8",
-    "data.val_fraction=0.02",
-    "trainer.max_epochs=2",
-    "trainer.accelerator=cpu",
-    "evaluator=[]",
-    "callback=[]",
-]
+WORDS = [*TINY, "data.limit_train=24", "trainer.max_epochs=2", "evaluator=[]"]
 SMALL = {"backbone": "backbone=test_efficientnet", "schedule": "schedule.warmup_fraction=0.2"}
 #: Groups whose parts decide what training does. Others have tests of their own, or no state.
 KINDS = (
@@ -75,7 +67,7 @@ def on_embedded_photographs():
 
 def train(recipe, folder, name, words, *more):
     with suppress(Stopped):
-        recipes.build(recipe, [*TINY, *words, f"output={folder}", f"name={name}", *more]).run()
+        recipes.build(recipe, [*WORDS, *words, f"output={folder}", f"name={name}", *more]).run()
     return CheckpointStore(folder / recipe / name / "checkpoints").newest("last")[0]
 
 

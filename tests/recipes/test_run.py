@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from tiny import SAF
 from torch.nn.functional import cross_entropy
 
 import recipes
@@ -31,7 +32,6 @@ TINY = [
     "trainer.max_epochs=3",
     "trainer.accelerator=cpu",
 ]
-SAF = ["regularizer.saf.lag=1", "regularizer.saf.start_epoch=0"]
 
 
 def rows_of(directory):

@@ -10,6 +10,7 @@ import textwrap
 import time
 
 import pytest
+from tiny import SAF, TINY
 
 import recipes
 from recipes.checkpoint import CheckpointStore
@@ -21,23 +22,11 @@ from recipes.validate import ConfigError
 
 pytestmark = pytest.mark.fault
 
-TINY = [
-    "recipe=grocery_saf",
-    "backbone=test_vit",
-    "data.batch_size=8",
-    "data.limit_train=24",
-    "data.limit_test=8",
-    "data.val_fraction=0.02",
-    "trainer.max_epochs=3",
-    "trainer.accelerator=cpu",
-    "callback=[]",
-    "regularizer.saf.lag=1",
-    "regularizer.saf.start_epoch=0",
-]
+WORDS = [*TINY, *SAF, "recipe=grocery_saf", "backbone=test_vit", "data.limit_train=24", "trainer.max_epochs=3"]
 
 
 def build(folder, *words):
-    return recipes.build(overrides=[*TINY, f"output={folder}", "name=run", *words])
+    return recipes.build(overrides=[*WORDS, f"output={folder}", "name=run", *words])
 
 
 def last(folder):
@@ -112,7 +101,7 @@ def test_each_signal_has_its_exit_code(number, reason, code, tmp_path):
 
 
 def test_the_budget_ends_the_run(tmp_path, capsys):
-    words = [*TINY, f"output={tmp_path}", "name=run", "trainer.max_epochs=100000", "max_time=1.5s"]
+    words = [*WORDS, f"output={tmp_path}", "name=run", "trainer.max_epochs=100000", "max_time=1.5s"]
     assert command_line(words) == 75
     assert "stopped by max_time; saved after update" in capsys.readouterr().err
     assert status(tmp_path)["reason"] == "max_time" and last(tmp_path)["update"] > 0
@@ -225,4 +214,4 @@ def test_what_is_no_duration(text):
     with pytest.raises(ValueError, match="max_time"):
         seconds(text)
     with pytest.raises(ConfigError, match="max_time"):
-        recipes.build(overrides=[*TINY, f"max_time='{text}'"])
+        recipes.build(overrides=[*WORDS, f"max_time='{text}'"])

@@ -25,7 +25,7 @@ def rows_of(kind, total, width, rng):
     return torch.from_numpy(rows).to(torch.float64 if kind == "close" else torch.float32)
 
 
-def true_scores(rows, metric, digits=12):
+def true_scores(rows, metric):
     rows = rows.double()
     if metric == "cosine":
         unit = rows / rows.norm(dim=1, keepdim=True)
@@ -33,7 +33,11 @@ def true_scores(rows, metric, digits=12):
     return -torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square().numpy()
 
 
-def check(rankings, rows, metric, queries, gallery, count, groups):
+def every_third(queries, columns):
+    return (columns % 3 == 0) & (columns >= 0)
+
+
+def check(rankings, rows, metric, queries, gallery, count, groups, hits):
     scores, asked = true_scores(rows, metric), 0
     for ranking in rankings:
         for i, position in enumerate(ranking.queries):
@@ -44,12 +48,16 @@ def check(rankings, rows, metric, queries, gallery, count, groups):
                 row[groups[gallery] == groups[query]] = -np.inf
             order = np.lexsort((np.arange(len(row)), -row))
             order = order[row[order] > -np.inf][:count]
-            assert ranking.columns[i].tolist() == [*order, *[-1] * (count - len(order))]
-            assert ranking.start[i][: len(order)].tolist() == [int((row > row[column]).sum()) for column in order]
-            if len(order) == count:
-                tied = row == row[order[-1]]
-                assert ranking.last_size[i] == tied.sum()
-                assert ranking.last_hits[i] == tied[::3].sum()
+            expected = np.array([*order, *[-1] * (count - len(order))])
+            tied = row == row[order[-1]] if len(order) == count else row > np.inf
+            if hits is None:
+                assert ranking.columns[i].tolist() == expected.tolist()
+                assert ranking.start[i][: len(order)].tolist() == [int((row > row[column]).sum()) for column in order]
+                assert not tied.any() or ranking.last_size[i] == tied.sum()
+            else:
+                assert np.array_equal(hits(position, ranking.columns[i]), hits(position, expected))
+                if 0 < tied[::3].sum() < tied.sum():
+                    assert (ranking.last_size[i], ranking.last_hits[i]) == (tied.sum(), tied[::3].sum())
     assert asked == len(queries)
 
 
@@ -62,6 +70,7 @@ def test_search(monkeypatch, kind, metric):
         total, width = int(rng.integers(120, 300)), int(rng.choice([3, 8, 40]))
         count = int(rng.integers(1, total // 6 - 5))
         monkeypatch.setattr(neighbour_tiles, "SIDE", int(rng.choice([16, 64, 2048])))
+        monkeypatch.setattr(neighbour_tiles, "MANY", int(rng.choice([1, 1 << 20])))
         monkeypatch.setattr(neighbour_tiles, "PENDING", int(rng.choice([50, 1 << 19])))
         monkeypatch.setattr(neighbour_tiles, "STATE_BYTES", int(rng.choice([0, 1 << 30])))
         rows, every = rows_of(kind, total, width, rng), np.arange(total)
@@ -69,8 +78,8 @@ def test_search(monkeypatch, kind, metric):
         gallery = every if trial % 3 else np.flatnonzero(rng.random(total) < 0.7)
         groups = rng.integers(-1, 5, total) if trial % 4 == 0 else None
         scores = Scores(rows, queries, gallery, metric, groups)
-        found = search(scores, count, lambda queries, columns: (columns % 3 == 0) & (columns >= 0))
-        check(found, rows, metric, queries, gallery, count, groups)
+        for hits in (None, every_third):
+            check(search(scores, count, hits), rows, metric, queries, gallery, count, groups, hits)
 
 
 def test_float64_rows_that_float32_cannot_tell_apart():
@@ -104,7 +113,7 @@ def test_the_search_of_a_gpu_finds_the_same(monkeypatch):
     rng = np.random.default_rng(2)
     rows, every = rows_of("copies", 900, 8, rng), np.arange(900)
     scores = Scores(rows, every, every)
-    found = search(scores, 5, None, neighbour_tiles._on_device(scores, reach(scores, 5)))
+    found = search(scores, 5, None, neighbour_tiles._selected(scores, reach(scores, 5)))
     both = [np.concatenate([r.columns for r in rankings]) for rankings in (found, dense(scores, every, 5, None))]
     assert np.array_equal(*both)
 

@@ -1,0 +1,94 @@
+"""Numbers that stay finite in every precision and batch, inputs left alone, and an effect that is really there."""
+
+import copy
+
+import pytest
+import torch
+from bench import EPOCHS, EVERY, PARTS, SIZE, Bench, build, canonical, equal, finite, nodes, owned, same
+
+from kernels.batch import Step
+from lightning_modules.step import run_step
+
+PLAIN = {"loss": "cross_entropy", "gradient": "sum", "reweighting": "uniform"}
+WEIGHTED = [(kind, name) for kind, name in PARTS if "weight" in nodes(kind)[name]]
+
+
+@EVERY
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "autocast"])
+def test_terms_and_gradients_are_finite(make_network, kind, name, precision):
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    bench = Bench(make_network, [(kind, name)], dtype, autocast=precision == "autocast").run()
+    assert finite([value for terms in bench.history for value in terms.values()])
+    assert all(value.dtype == torch.float32 for terms in bench.history for value in terms.values())
+    assert finite([p.grad for p in bench.weights()]) and finite(bench.tensors())
+    assert all(p.grad is not None for p in owned(bench.parts)), "a trained module of the part gets no gradient"
+
+
+@EVERY
+@pytest.mark.parametrize("index", [[5], [13, 2, 31]], ids=["one", "partial"])
+def test_small_batches(make_network, kind, name, index):
+    bench = Bench(make_network, [(kind, name)]).run(range(EPOCHS // 2))
+    for epoch in range(EPOCHS // 2, EPOCHS):
+        result = bench.step(canonical(index, epoch), epoch, 2 * epoch)
+    assert finite(result.terms.values()) and finite(bench.tensors()) and finite([p.grad for p in bench.weights()])
+
+
+def vars_of(output):
+    """The tensors of an output that are there."""
+    found = {name: getattr(output, name) for name in ("features", "logits", "embedding")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+@EVERY
+def test_inputs_are_left_alone(make_network, kind, name):
+    bench = Bench(make_network, [(kind, name)]).run(range(EPOCHS - 1))
+    batch, seen = canonical(range(SIZE), EPOCHS - 1), []
+    before = copy.deepcopy(batch)
+
+    def forward(image, **keys):
+        output = network(image, **keys)
+        seen.append((output, copy.deepcopy(output.detach())))
+        return output
+
+    network = bench.network
+    step = Step(EPOCHS - 1, 38, seed=0, network=network, forward=forward, batch_size=SIZE)
+    result = run_step(bench.parts, batch, step)
+    bench.parts.commit(*result.whole(), step)
+    for field in ("image", "label", "index", "second_image", "clean_label", "survived_steps"):
+        assert torch.equal(getattr(batch, field), getattr(before, field)), field
+    assert batch.partner is batch.ratio is batch.clean_image is None and batch.extra == {}
+    for output, copied in seen:
+        assert same(vars_of(output), vars_of(copied))
+
+
+@pytest.mark.parametrize(("kind", "name"), WEIGHTED, ids=[f"{kind}/{name}" for kind, name in WEIGHTED])
+def test_weight_zero_is_the_baseline_bit_for_bit(make_network, kind, name):
+    off = Bench(make_network, [(kind, name)], weight=0.0).run()
+    beside = [("loss", "contrastive")] if "pair_form" in build(kind, name).needs else []
+    plain = Bench(make_network, beside).run()
+    assert equal(off.weights(), plain.weights())
+    assert off.parts.idle() == [], "switched off on purpose is not an error"
+
+
+@EVERY
+def test_it_really_changes_something(make_network, kind, name):
+    plain, bench = Bench(make_network).run(), Bench(make_network, [(kind, name)])
+    start = copy.deepcopy(bench.weights())
+    bench.run()
+    assert all(not torch.equal(a, b) for a, b in zip(start, bench.weights(), strict=True)), "a weight was never trained"
+    assert bench.parts.idle() == []
+    if PLAIN.get(kind) == name:
+        assert equal(bench.weights(), plain.weights()), "an empty seat means this very part"
+    elif kind != "head":  # another head starts from other weights anyway
+        assert not equal(list(bench.network.backbone.parameters()), list(plain.network.backbone.parameters()))
+
+
+@EVERY
+def test_global_random_state_is_untouched_and_runs_repeat(make_network, kind, name):
+    """Draws of a part are functions of seed and update (dropout aside, which shipped parts leave off)."""
+    first = Bench(make_network, [(kind, name)])
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first.run()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert equal(first.tensors(), Bench(make_network, [(kind, name)]).run().tensors())
