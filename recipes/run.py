@@ -158,6 +158,7 @@ class Run:
         if going_on and content is None:
             refuse_to_start_over(directory)
         if content is not None:
+            # For status.json, where a stop comes before training; the keeper sets them in every process.
             (self.task.epoch, self.task.batches_done), self.task.update = content["position"], content["update"]
             check_same(content, self.config, self.data, self.trainer.world_size)
             print(f"going on from {path}: {where(content)}", flush=True)
