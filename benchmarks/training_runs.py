@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import recipes.assemble
 import recipes.report.page  # noqa: F401  # imported here once, not in every child
 from recipes.cli import train
@@ -32,6 +34,7 @@ def _start(words: list[str]) -> int:
     """Fork a process that trains; its number."""
     pid = os.fork()
     if pid == 0:
+        torch.set_num_threads(1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         try:
             code = train(words)

@@ -82,8 +82,10 @@ class Scores:
         if self.metric == "l2":  # distances do not depend on it, but their rounding errors do
             for part in self.embeddings.split(max(CHUNK // dimensions, 1)):
                 self.center += part.sum(0, dtype=torch.float64) / len(self.embeddings)
-        lengths = [self._centered(part).norm(dim=1) for part in self.embeddings.split(max(CHUNK // dimensions, 1))]
-        length_N = torch.cat(lengths)
+        length_N = self.center.new_empty(len(self.embeddings))  # made first: what is kept would pin freed temporaries
+        step = max(CHUNK // dimensions, 1)
+        for start in range(0, len(length_N), step):
+            length_N[start : start + step] = self._centered(self.embeddings[start : start + step]).norm(dim=1)
         if self.metric == "cosine":
             self.scale_N, largest = 1 / length_N, 1.0
             self.half_N = None
@@ -159,7 +161,7 @@ class Scores:
     def pairs(self, queries: Array, columns: Array) -> Array:
         """``[P]`` float64 scores of single pairs of a query and a gallery item."""
         step = max(CHUNK // self.embeddings.shape[1], 1)
-        parts = []
+        result = np.empty(len(queries))
         for a in range(0, len(queries), step):
             left = torch.as_tensor(self.queries[queries[a : a + step]], device=self.device)
             right = torch.as_tensor(self.gallery[columns[a : a + step]], device=self.device)
@@ -168,8 +170,8 @@ class Scores:
                 score = (x * y).sum(1) * self.scale_N[left] * self.scale_N[right]
             else:
                 score = -(((x - y) * self.scale_N[left, None]) ** 2).sum(1) / 2
-            parts.append(score.cpu().numpy())
-        return np.concatenate(parts) if parts else np.zeros(0)
+            result[a : a + step] = score.cpu().numpy()
+        return result
 
     def published(self, scores: Array) -> Array:
         """Scores in the user's units: the cosine, or minus the squared distance; float32."""

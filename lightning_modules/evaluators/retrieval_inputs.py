@@ -87,12 +87,10 @@ def mask(name: str, values: Any, total: int) -> Array:
 def check_values(vectors_ND: Tensor, metric: Metric) -> None:
     """Refuse rows that cannot be ranked."""
     step = max(CHUNK // vectors_ND.shape[1], 1)
-    broken, zero = [], []
+    largest_N = vectors_ND.new_empty(len(vectors_ND))
     for start in range(0, len(vectors_ND), step):
-        part = vectors_ND[start : start + step]
-        broken.append((~part.isfinite().all(1)).nonzero()[:, 0] + start)
-        zero.append((part == 0).all(1).nonzero()[:, 0] + start)
-    bad, empty = torch.cat(broken) if broken else torch.zeros(0), torch.cat(zero) if zero else torch.zeros(0)
+        largest_N[start : start + step] = vectors_ND[start : start + step].abs().amax(1)  # NaN stays NaN
+    bad, empty = (~largest_N.isfinite()).nonzero()[:, 0], (largest_N == 0).nonzero()[:, 0]
     if len(bad):
         raise ValueError(
             f"{len(bad)} of {len(vectors_ND)} embeddings hold NaN or infinite values, the first is row {int(bad[0])}; "

@@ -14,7 +14,7 @@ from kernels.retrieval_metrics import RelevantRanks
 from lightning_modules.evaluators.neighbour_scores import CHUNK, Array, Scores
 from lightning_modules.evaluators.retrieval_labels import Relevance
 
-ROWS = 1024
+ROWS = 512
 FEW = 12  # relevant items for which passes over a tile are cheaper than to sort it
 
 
@@ -90,7 +90,7 @@ def _counts_of_few(scores: Scores, queries: Array, score_BP: Array, column_BP: A
     high_BP = np.nextafter(np.where(real_BP, score_BP + margin, np.inf).astype(np.float32), np.float32(np.inf))
     low_BP = np.nextafter(np.where(real_BP, score_BP - margin, np.inf).astype(np.float32), np.float32(-np.inf))
     high, low = torch.from_numpy(high_BP).to(scores.device), torch.from_numpy(low_BP).to(scores.device)
-    for left, tile in _tiles(scores, queries, torch.float32, 4 * CHUNK):
+    for left, tile in _tiles(scores, queries, torch.float32, 2 * CHUNK):
         for p in range(score_BP.shape[1]):
             over = (tile > high[:, p, None]).cpu().numpy()
             above_BP[:, p] += _row_counts(over)
@@ -115,7 +115,7 @@ def _counts(
     low_BP = np.where(real_BP, score_BP - scores.tie, np.inf)
     above_BP, reached_BP = np.zeros(real_BP.shape, dtype=np.int64), np.zeros(real_BP.shape, dtype=np.int64)
     high, low = torch.from_numpy(high_BP).to(scores.device), torch.from_numpy(low_BP).to(scores.device)
-    for _, tile in _tiles(scores, queries, torch.float64, 2 * CHUNK):
+    for _, tile in _tiles(scores, queries, torch.float64, CHUNK):
         tile = tile.sort(1).values if tile.device.type != "cpu" else torch.from_numpy(np.sort(tile.numpy(), axis=1))
         above_BP += tile.shape[1] - torch.searchsorted(tile, high, right=True).cpu().numpy()
         reached_BP += tile.shape[1] - torch.searchsorted(tile, low).cpu().numpy()
