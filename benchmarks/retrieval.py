@@ -1,0 +1,160 @@
+"""What retrieval costs: the evaluator beside one FAISS Flat search alone, and beside pytorch-metric-learning.
+
+    python -m benchmarks.retrieval [--sizes 5000 20000 60502] [--dims 128 512] [--repeats 3] [--threads 2] [--full-map]
+
+The Flat search is chunked and asks for as many neighbours as the metrics need; it computes no metric. Embeddings are
+unit rows in classes of SOP's sizes, with noise for a recall@1 of 0.7 to 0.9. Ratios are medians of interleaved rounds
+in one run, with quartiles. Memory is the peak of a fresh process over what it had with the embeddings. FAISS and numpy
+follow OMP_NUM_THREADS, set it to --threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.timing import interleave, ratio, save
+from lightning_modules.evaluators.retrieval import RetrievalEvaluator
+from lightning_modules.evaluators.retrieval_labels import Relevance
+
+CLASSES_PER_ITEM = 11_316 / 60_502
+NOISE = {128: 1.45, 512: 2.25}
+CHUNK = 4096
+
+
+def embeddings(total: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit rows around class centres, and labels in classes of two to twelve items; made in place."""
+    generator = torch.Generator().manual_seed(0)
+    classes = int(total * CLASSES_PER_ITEM)
+    extra = torch.randint(classes, (total - 2 * classes,), generator=generator)
+    labels = torch.cat([torch.arange(classes).repeat(2), extra]).sort().values
+    centres, rows = torch.randn(classes, width, generator=generator), torch.empty(total, width)
+    for start in range(0, total, CHUNK):
+        part = rows[start : start + CHUNK].normal_(generator=generator).mul_(NOISE.get(width, 2.0))
+        part += centres[labels[start : start + CHUNK]]
+        part /= part.norm(dim=1, keepdim=True)
+    return rows, labels
+
+
+def flat_search(rows: torch.Tensor, count: int) -> Callable[[], object]:
+    """A chunked search of an index that holds the rows already."""
+    import faiss
+
+    array = rows.numpy()
+    index = faiss.IndexFlatIP(array.shape[1])
+    index.add(array)
+
+    def search() -> None:
+        for start in range(0, len(array), CHUNK):
+            index.search(array[start : start + CHUNK], count)
+
+    return search
+
+
+def metric_learning(rows: torch.Tensor, labels: torch.Tensor) -> Callable[[], object] | None:
+    """pytorch-metric-learning with the same metrics; None where it is not installed."""
+    if importlib.util.find_spec("pytorch_metric_learning") is None:
+        return None
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+    names = ("precision_at_1", "r_precision", "mean_average_precision_at_r", "mean_reciprocal_rank")
+    calculator = AccuracyCalculator(include=names, k="max_bin_count")
+    return lambda: calculator.get_accuracy(rows, labels)
+
+
+def compare(total: int, width: int, repeats: int, full_map: bool) -> dict[str, Any]:
+    """Times of one size."""
+    rows, labels = embeddings(total, width)
+    evaluator = RetrievalEvaluator(full_map=full_map)
+    count = max(evaluator.ks[-1], int(labels.bincount().max()) - 1) + 1
+    candidates: dict[str, Callable[[], object]] = {
+        "flat": flat_search(rows, count),
+        "evaluator": lambda: evaluator(rows, labels),
+    }
+    if other := metric_learning(rows, labels):
+        candidates["pytorch_metric_learning"] = other
+    times = interleave(candidates, repeats, warmup=int(total < 40_000))
+    result: dict[str, Any] = {f"{name}_s": round(statistics.median(values), 3) for name, values in times.items()}
+    result |= {
+        f"evaluator / {name}": [round(value, 3) for value in ratio(times, "evaluator", name)]
+        for name in times
+        if name != "evaluator"
+    }
+    metrics = evaluator(rows, labels)
+    return result | {name: round(metrics[name], 4) for name in ("recall@1", "map@r", "mrr")} | {"k": count}
+
+
+def label_work() -> dict[str, float]:
+    """Seconds for all that is done with labels, at the size of SOP."""
+    labels = embeddings(60_502, 2)[1].numpy()[np.random.default_rng(0).permutation(60_502)]
+    rows, times = np.arange(len(labels)), []
+    for _ in range(7):
+        start = time.perf_counter()
+        relevance = Relevance(labels, rows, rows, rows)
+        relevance.pairs(rows)
+        times.append(time.perf_counter() - start)
+    return {"items": len(labels), "classes": len(relevance.classes), "seconds": round(statistics.median(times), 4)}
+
+
+def peak(total: int, width: int, full_map: bool) -> dict[str, float]:
+    """MiB of a fresh process: the embeddings, and the peak above them."""
+    command = [sys.executable, "-m", "benchmarks.retrieval", "--peak", str(total), str(width), str(int(full_map))]
+    return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+
+
+def measure_peak(total: int, width: int, full_map: bool) -> None:
+    """In the fresh process. The first small evaluation loads libraries."""
+    evaluator = RetrievalEvaluator(full_map=full_map)
+    evaluator(*embeddings(3000, width))
+    rows, labels = embeddings(total, width)
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the small evaluation left is not counted as the embeddings'
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    evaluator(rows, labels)
+    print(
+        json.dumps({"embeddings_MiB": rows.numel() / 2**18, "extra_MiB": round((memory("VmHWM") - before) / 1024, 1)})
+    )
+
+
+def memory(field: str) -> int:
+    """KiB of this process by the kernel's book."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sizes", type=int, nargs="*", default=[5000, 20_000, 60_502])
+    parser.add_argument("--dims", type=int, nargs="*", default=[128, 512])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--full-map", action="store_true")
+    parser.add_argument("--peak", type=int, nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.peak:
+        measure_peak(options.peak[0], options.peak[1], bool(options.peak[2]))
+        return
+    rows: dict[str, object] = {"ratios": "median, lower and upper quartile", "label work": label_work()}
+    for total in options.sizes:
+        for width in options.dims:
+            memory_of = {"extra_MiB": peak(total, width, options.full_map)["extra_MiB"]}
+            rows[f"{total} x {width}"] = compare(total, width, options.repeats, options.full_map) | memory_of
+            print(f"{total} x {width}", rows[f"{total} x {width}"], file=sys.stderr)
+    save("retrieval_full_map" if options.full_map else "retrieval", rows)
+
+
+if __name__ == "__main__":
+    main()
