@@ -145,11 +145,16 @@ def dense(scores: Scores, queries: Array, count: int, hits: Hits | None) -> Iter
     total = len(scores.gallery)
     size = max(CHUNK // total, 1)
     side = max(CHUNK // scores.embeddings.shape[1], 1)
+    # Memory that is made once: pieces of changing size would leave gaps between each other.
+    kept, buffer = (torch.empty(size * n, dtype=torch.float64, device=scores.device) for n in (total, min(side, total)))
     for start in range(0, len(queries), size):
         part = queries[start : start + size]
         asked = scores.rows(scores.queries[part], torch.float64)
-        tiles = [scores.tile(asked, part, slice(a, min(a + side, total))) for a in range(0, total, side)]
-        yield _ranked_rows(scores, part, torch.cat(tiles, 1) if len(tiles) > 1 else tiles[0], count, hits)
+        row_BG = kept[: len(part) * total].view(len(part), total)
+        for left in range(0, total, side):
+            columns = slice(left, min(left + side, total))
+            row_BG[:, columns] = scores.tile(asked, part, columns, buffer)
+        yield _ranked_rows(scores, part, row_BG, count, hits)
 
 
 def _ranked_rows(scores: Scores, queries: Array, row_BG: torch.Tensor, count: int, hits: Hits | None) -> Ranking:

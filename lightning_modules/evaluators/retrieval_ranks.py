@@ -74,7 +74,8 @@ def _relevant(scores: Scores, relevance: Relevance, queries: Array) -> tuple[Arr
 def _tiles(scores: Scores, queries: Array, dtype: torch.dtype, size: int) -> Iterator[tuple[int, torch.Tensor]]:
     """Tiles of ``size`` scores of these queries with the whole gallery, and the first column of each."""
     asked, total = scores.rows(scores.queries[queries], dtype), len(scores.gallery)
-    side = min(max(size // len(queries), 1), total)
+    most = max(CHUNK // scores.embeddings.shape[1], 1)  # so many rows of the gallery are converted at a time
+    side = min(max(size // len(queries), 1), most, total)
     buffer = torch.empty(side * len(queries), dtype=dtype, device=scores.device)
     for left in range(0, total, side):
         yield left, scores.tile(asked, queries, slice(left, min(left + side, total)), buffer)
@@ -116,7 +117,10 @@ def _counts(
     above_BP, reached_BP = np.zeros(real_BP.shape, dtype=np.int64), np.zeros(real_BP.shape, dtype=np.int64)
     high, low = torch.from_numpy(high_BP).to(scores.device), torch.from_numpy(low_BP).to(scores.device)
     for _, tile in _tiles(scores, queries, torch.float64, CHUNK):
-        tile = tile.sort(1).values if tile.device.type != "cpu" else torch.from_numpy(np.sort(tile.numpy(), axis=1))
+        if tile.device.type == "cpu":
+            tile.numpy().sort(axis=1)  # in place
+        else:
+            tile = tile.sort(1).values
         above_BP += tile.shape[1] - torch.searchsorted(tile, high, right=True).cpu().numpy()
         reached_BP += tile.shape[1] - torch.searchsorted(tile, low).cpu().numpy()
     size_BP = np.where(real_BP, reached_BP - above_BP, 0)

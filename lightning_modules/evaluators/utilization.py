@@ -48,11 +48,10 @@ class Utilization(Evaluator):
         examples, labels, _ = embedded(network, replace(data, batches=data.train()))
         examples = unit(examples)
         mixed = self.mixes(examples, labels)
-        plain = float(utilization(queries, examples))
         return Evaluation(
             metrics={
-                "utilization": plain,
-                "utilization_mixed": min(plain, float(utilization(queries, mixed))) if len(mixed) else plain,
+                "utilization": float(utilization(queries, examples)),
+                "utilization_mixed": float(utilization(queries, torch.cat([examples, mixed]))),
                 "images": len(queries),
             }
         )

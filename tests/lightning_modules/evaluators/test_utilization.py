@@ -35,7 +35,11 @@ def test_it_is_the_mean_of_the_smallest_squared_distances(network):
         z = torch.nn.functional.normalize(network(images).embedding.double())
     nearest = [min(float((z[q] - z[x]).square().sum()) for x in range(10, 30)) for q in range(10)]
     assert found["utilization"] == pytest.approx(sum(nearest) / 10, rel=1e-5)
-    assert 0 < found["utilization_mixed"] <= found["utilization"] and found["images"] == 10
+    e = torch.nn.functional.normalize(z[10:])
+    mixed = Utilization().mixes(e, torch.arange(10, 30) % 3)
+    nearest = [min(float((z[q] - x).square().sum()) for x in torch.cat([e, mixed])) for q in range(10)]
+    assert found["utilization_mixed"] == pytest.approx(sum(nearest) / 10, rel=1e-5)
+    assert 0 < found["utilization_mixed"] < found["utilization"] and found["images"] == 10
 
 
 def test_mixes_lie_between_two_classes():
