@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
 import lightning
@@ -61,7 +62,6 @@ class ImageData(LabelSets, lightning.LightningDataModule):
     image_size: int
     absent: str | None = None  # why there are no images, where a set was built from its declared facts alone
     train_index: Tensor
-    order: TrainingOrder
 
     def __init__(
         self,
@@ -137,10 +137,11 @@ class ImageData(LabelSets, lightning.LightningDataModule):
         self.test_index = limit(self.test_labels, everything, self.limit_test, self.split_seed, "limit_test")
         train = self.choose_validation()
         self.train_index = limit(self.train_labels, train, self.limit_train, self.split_seed, "limit_train")
-        self.order = self._order()
         self._ready = True
 
-    def _order(self) -> TrainingOrder:
+    @cached_property
+    def order(self) -> TrainingOrder:
+        """Of the training batches; made when it is asked for, since an evaluation needs none."""
         if self.samples_per_class is None:
             return ShuffledOrder(self.train_index, self.batch_size, self.seed, self.drop_last)
         labels = self.train_labels[self.train_index]

@@ -98,7 +98,9 @@ class ClassSplit:
 
 
 def hold_out_classes(labels: Tensor, num_classes: int, fraction: float, seed: int) -> ClassSplit:
-    """Hold out ``fraction`` of the classes, rounded, at least one unless it is 0, drawn by ``seed``.
+    """Hold out ``fraction`` of the classes, rounded, at least two unless it is 0, drawn by ``seed``.
+
+    Among the images of a single class every retrieval is right, so one class would say nothing.
 
     Args:
         labels: ``[N]`` in ``0 .. num_classes - 1``.
@@ -110,7 +112,7 @@ def hold_out_classes(labels: Tensor, num_classes: int, fraction: float, seed: in
         ValueError: for a fraction outside [0, 1), or when no class would be left to train on.
     """
     _check_fraction(fraction)
-    count = max(round(fraction * num_classes), 1) if fraction > 0 else 0
+    count = max(round(fraction * num_classes), 2) if fraction > 0 else 0
     if count >= num_classes:
         raise ValueError(
             f"data.val_fraction={fraction} holds out {count} of {num_classes} training classes, which leaves none to "

@@ -17,6 +17,9 @@ from lightning_modules.task import Task
 class Classification(Task):
     """One label an image: accuracy in training; accuracy and cross-entropy in validation, which select the epoch."""
 
+    needs = frozenset({"logits"})
+    same_classes = True
+
     def measure_training(self, outputs: dict[str, Output], batch: Batch) -> dict[str, Tensor]:
         """Correct predictions of the main view; against the larger share where labels are mixed."""
         logits_BC = outputs["main"].class_scores

@@ -49,6 +49,8 @@ class MetricLearner(Task):
     """
 
     validation_meter = EmbeddingMeter
+    needs = frozenset({"embedding"})
+    retrieves = True
 
     def measure_training(self, outputs: dict[str, Output], batch: Batch) -> dict[str, Tensor]:
         """Nothing but the loss terms."""

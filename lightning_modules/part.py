@@ -58,6 +58,10 @@ class Part(nn.Module):
     views: ClassVar[tuple[str, ...]] = ()
     maps: tuple[str, ...] = ()
 
+    def objections(self, loss: Part) -> list[str]:
+        """Reasons why this part cannot work beside the loss, where that depends on settings of both."""
+        return []
+
     def setup(self, context: Context) -> None:
         """Allocate state and refuse settings that cannot work; called once, before the optimizer exists."""
 
@@ -91,6 +95,10 @@ class Loss(Part):
     per_sample: ClassVar[bool] = True
     gathers: ClassVar[bool] = False
     pair_form: PairForm | None = None
+    #: Kinds of pairs (see ``kernels.metrix``) whose images or feature maps can be mixed, not only their embeddings.
+    mixed_outside: tuple[str, ...] = ("pos_neg", "anc_neg")
+    #: Without two samples of a class in a batch there is nothing to learn from.
+    compares: ClassVar[bool] = False
 
     def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> dict[str, Tensor]:
         raise NotImplementedError(f"{type(self).__name__} must define forward(outputs, batch, step)")

@@ -111,6 +111,7 @@ def check_composition(parts: Parts) -> None:
         problems += [f"{name} needs {need!r}, which nothing can give" for need in sorted(part.needs - NEEDS)]
         missing = [need for need in sorted(part.needs & NEEDS) if _missing(need, parts, effects)]
         problems += [f"{name} needs {need}: {_HOW[need]}" for need in missing]
+        problems += [f"{name}: {objection}" for objection in part.objections(parts.loss)]
         for view in part.views:
             if view == "adversarial" and parts.attack is None:
                 problems.append(f"{name} reads the adversarial view, and there is no attack")

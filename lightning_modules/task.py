@@ -7,7 +7,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -56,6 +56,11 @@ class Task(LightningModule):
     """
 
     validation_meter: type[Any] = Meter
+    #: Outputs of the head that the task reads, besides those its parts do.
+    needs: ClassVar[frozenset[str]] = frozenset()
+    #: Whether validation compares with the classes of training, and whether it looks for images of the same class.
+    same_classes: ClassVar[bool] = False
+    retrieves: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from lightning_modules.evaluators.base import Evaluator
 from lightning_modules.network import Network
 from lightning_modules.part import Context
 from lightning_modules.parts import Parts
+from recipes.fits import check_fit
 from recipes.make import build_network, make, maker, without_pretrained
 from recipes.run import Run
 from recipes.stop import seconds
@@ -101,11 +102,7 @@ def assemble(
         evaluators: dict[str, Evaluator] = {
             key: make(part, group="evaluator") for key, part in (evaluator or {}).items()
         }
-        if unlabelled := [key for key, part in evaluators.items() if part.reads != "labelled"]:
-            raise ValueError(
-                f"evaluator {', '.join(unlabelled)} reads a folder of images without labels, which a training run does "
-                "not have; run it afterwards with python evaluate.py checkpoint=RUN evaluator=NAME data.root=FOLDER"
-            )
+        check_fit(module, data_module, evaluators)
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise ConfigError([str(error)]) from error
     _check_processes(fitter.num_devices * fitter.num_nodes, data_module)

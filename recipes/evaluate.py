@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from recipes.validate import ConfigError, group_problems, unknown_key
 
 Part = dict[str, Any]
 FEATURES = "lightning_modules.heads.embedding.Embedding"
+RETRIEVE = "evaluate its features with evaluator=[retrieval]"
+EMBEDS = "the head of this checkpoint gives an embedding and none; take evaluator=[retrieval]"
 UNLABELLED = ["root", "eval_batch_size", "num_workers", "max_pixels"]  # keys of data that a folder of images takes
 
 
@@ -93,12 +96,14 @@ def evaluate_checkpoint(
         folder = _new(Path(output) if output else subject.folder / time.strftime("%Y-%m-%d_%H-%M-%S"))
         runs = {name: make(part, group="evaluator") for name, part in evaluator.items()}
         sources = {name: _source(run, subject, root, folder) for name, run in runs.items()}
-        folder.mkdir(parents=True)  # nothing is left behind where the data were refused
+        folder.mkdir(parents=True)
         evaluations = {}
         for name, run in runs.items():
             evaluations[name] = run(network, sources[name])
             _print(name, evaluations[name].metrics)
     except (ValueError, FileNotFoundError) as error:
+        with suppress(OSError, UnboundLocalError):  # nothing is left behind where nothing was found out
+            folder.rmdir()
         raise error if isinstance(error, ConfigError) else ConfigError([str(error)]) from error
     results = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     write_json(folder / "results.json", results)
@@ -173,6 +178,8 @@ def _source(run: Any, subject: Subject, root: str | None, folder: Path) -> Any:
     from recipes.make import make
 
     classes = subject.classes
+    if run.reads_logits and classes is not None and "logits" not in subject.network.head.gives:
+        raise ConfigError([f"evaluator {type(run).__name__} reads class scores, and {EMBEDS}"])
     if run.reads == "unlabelled":
         from datamodules.unlabelled import Unlabelled
 
@@ -187,7 +194,7 @@ def _source(run: Any, subject: Subject, root: str | None, folder: Path) -> Any:
     module.setup()
     if run.same_classes and (found := tuple(module.classes_of("test"))) != classes:
         if classes is None:
-            raise ConfigError(["a backbone alone knows no classes; evaluate its features with evaluator=[retrieval]"])
+            raise ConfigError([f"a backbone alone knows no classes; {RETRIEVE}"])
         raise ConfigError([_class_difference(classes, found)])
     return test_data(module, folder)
 

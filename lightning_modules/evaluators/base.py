@@ -44,10 +44,14 @@ class Evaluator:
 
     Class attributes:
         reads: ``labelled`` for the test set of the data module; ``unlabelled`` for any folder of images.
+        needs_matches: whether a set in which no image has another of its class cannot be evaluated.
+        reads_logits: whether the head must give class scores.
         same_classes: whether the classes of the data must be those the network was trained on.
     """
 
     reads: ClassVar[Literal["labelled", "unlabelled"]] = "labelled"
+    needs_matches: bool = False
+    reads_logits: ClassVar[bool] = False
     same_classes: ClassVar[bool] = True
 
     def __call__(self, network: Network, data: EvaluationData) -> Evaluation:

@@ -23,6 +23,8 @@ class ClassificationEvaluator(Evaluator):
         num_mistakes: how many of the most confident mistakes are kept as pictures.
     """
 
+    reads_logits = True
+
     def __init__(self, *, num_mistakes: int = 24) -> None:
         self.num_mistakes = num_mistakes
 

@@ -26,6 +26,16 @@ from lightning_modules.evaluators.neighbour_search import search
 LIMIT = 50_000  # items whose pairs are all looked at in minutes
 
 
+def check_reranking(*, k1: float = 20, k2: float = 6, weight: float = 0.3) -> None:
+    """Refuse sizes of neighbourhoods and weights that mean nothing."""
+    whole = isinstance(k1, int) and isinstance(k2, int)
+    if not whole or k1 < 2 or not 1 <= k2 <= k1 or not 0 <= weight <= 1:
+        raise ValueError(
+            f"rerank: k1={k1}, k2={k2}, weight={weight}; needed are whole numbers k1 >= 2, 1 <= k2 <= k1 and "
+            "0 <= weight <= 1"
+        )
+
+
 class KReciprocalScores(Scores):
     """Minus d* of queries with the gallery, one query at a time.
 
@@ -43,8 +53,7 @@ class KReciprocalScores(Scores):
     whole_rows: ClassVar[bool] = True
 
     def __init__(self, scores: Scores, nodes: Array, *, k1: int = 20, k2: int = 6, weight: float = 0.3) -> None:
-        if k1 < 2 or not 1 <= k2 <= k1 or not 0 <= weight <= 1:
-            raise ValueError(f"k1={k1}, k2={k2}, weight={weight}; needed are k1 >= 2, 1 <= k2 <= k1, 0 <= weight <= 1")
+        check_reranking(k1=k1, k2=k2, weight=weight)
         if len(nodes) > LIMIT:
             raise ValueError(
                 f"k-reciprocal re-ranking looks at every pair of {len(nodes)} items; it takes at most {LIMIT}: leave "

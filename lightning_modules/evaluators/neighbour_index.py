@@ -43,13 +43,14 @@ def settings(kind: str, options: dict[str, Any] | None) -> dict[str, Any]:
     """
     if kind not in OPTIONS:
         raise ValueError(f"index={kind!r} is unknown; choose one of {', '.join(OPTIONS)}")
-    for name, value in (options or {}).items():
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    for name, value in given.items():
         if name not in OPTIONS[kind]:
             known = ", ".join(OPTIONS[kind]) or "none"
             raise ValueError(f"index_options hold {name!r}, and index={kind} has: {known}")
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"index_options.{name} is {value!r}; it must be an integer of at least 1")
-    return OPTIONS[kind] | (options or {})
+    return OPTIONS[kind] | given
 
 
 def sharded(scores: Scores, count: int, shards: int) -> Candidates:

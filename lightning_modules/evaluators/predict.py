@@ -23,6 +23,7 @@ class Predict(Evaluator):
     """
 
     reads = "unlabelled"
+    reads_logits = True
 
     def __init__(self, *, top: int = 5) -> None:
         if top < 1:

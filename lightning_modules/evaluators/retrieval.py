@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_modules.evaluators.base import EvaluationData, Evaluator
 from lightning_modules.evaluators.embedded import embedded
-from lightning_modules.evaluators.k_reciprocal import KReciprocalScores
+from lightning_modules.evaluators.k_reciprocal import KReciprocalScores, check_reranking
 from lightning_modules.evaluators.neighbour_files import Neighbours, save_neighbours
 from lightning_modules.evaluators.neighbour_index import (
     APPROXIMATE,
@@ -96,11 +96,14 @@ class RetrievalEvaluator(Evaluator):
         map: Literal["pca", "tsne"] | None = "pca",
         save: bool = False,
     ) -> None:
+        if not isinstance(ks, list | tuple):
+            raise ValueError(f"ks is {ks!r}; it must be a list of integers, such as [1, 2, 4, 8]")
         self.ks = tuple(sorted(set(ks)))
         self.metric, self.ties, self.lone, self.full_map, self.macro = metric, ties, lone, full_map, macro
         self.clusters, self.index, self.index_options = clusters, index, settings(index, index_options)
         self.query_expansion, self.rerank = query_expansion, rerank
         self.num_queries, self.map, self.save = num_queries, map, save
+        self.needs_matches = lone == "exclude"
         self._check()
 
     def _check(self) -> None:
@@ -114,12 +117,17 @@ class RetrievalEvaluator(Evaluator):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}")
-        if self.query_expansion < 0:
-            raise ValueError(f"query_expansion={self.query_expansion}; it is a number of neighbours, 0 for none")
+        for name in ("query_expansion", "num_queries"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name}={value!r}; it is a number, 0 for none")
+        if self.map not in ("pca", "tsne", None):
+            raise ValueError(f"map={self.map!r} is unknown; choose pca, tsne or null")
         if self.query_expansion and self.metric != "cosine":
             raise ValueError("query_expansion weights neighbours by their cosine; it needs metric=cosine")
         if self.rerank is not None and not set(self.rerank) <= {"k1", "k2", "weight"}:
             raise ValueError(f"rerank has the keys {sorted(self.rerank)}; it knows k1, k2 and weight")
+        check_reranking(**(self.rerank or {}))
         if self.rerank is not None and (self.index != "flat" or self.query_expansion):
             raise ValueError("rerank looks at whole rows of the gallery: set index=flat and query_expansion=0 with it")
         if self.index in APPROXIMATE and (self.full_map or self.ties != "index" or self.query_expansion):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 
 import torch
 
@@ -20,16 +21,10 @@ def collapse(scores: Scores, tied: float) -> dict[str, float]:
         scores: whose rows are looked at, as the search sees them.
         tied: share of queries with several best neighbours.
     """
-    rows = torch.arange(len(scores.embeddings)).numpy()
-    step, width = max(CHUNK // scores.embeddings.shape[1], 1), scores.embeddings.shape[1]
-    total = torch.zeros(width, dtype=torch.float64, device=scores.device)
-    square = 0.0
-    for start in range(0, len(rows), step):
-        part = scores.rows(rows[start : start + step])[0]
-        total += part.sum(0, dtype=torch.float64)
-        square += float(part.pow(2).sum(dtype=torch.float64))
-    mean, square = total / len(rows), square / len(rows)
-    variance = max(square - float(mean @ mean), 0.0)
+    mean = sum(part.sum(0) for part in _parts(scores)) / len(scores.embeddings)
+    square = sum(float(part.square().sum()) for part in _parts(scores)) / len(scores.embeddings)
+    variance = sum(float((part - mean).square().sum()) for part in _parts(scores)) / len(scores.embeddings)
+    width = scores.embeddings.shape[1]
     if tied < TIED and variance >= SPREAD**2 * square:
         return {}
     found = {"embedding_std": math.sqrt(variance / width), "tied_top1": tied}
@@ -41,3 +36,11 @@ def collapse(scores: Scores, tied: float) -> dict[str, float]:
         stacklevel=3,
     )
     return found
+
+
+def _parts(scores: Scores) -> Iterator[torch.Tensor]:
+    """The rows in float64, some at a time: of length 1 under cosine, else as they were given."""
+    step = max(CHUNK // scores.embeddings.shape[1], 1)
+    for start in range(0, len(scores.embeddings), step):
+        part = scores.embeddings[start : start + step].double()
+        yield part / part.norm(dim=1, keepdim=True) if scores.metric == "cosine" else part

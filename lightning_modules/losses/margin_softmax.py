@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from kernels.margin_softmax import Kind, margin_softmax_loss
@@ -26,6 +27,10 @@ class MarginSoftmax(ProxyLoss):
         if not scale > 0:
             raise ValueError(f"loss.scale={scale} must be positive")
         self.scale, self.margin = scale, margin
+        try:
+            self.of_samples(torch.eye(2), torch.tensor([0, 1]), torch.eye(2))
+        except ValueError as error:
+            raise ValueError(f"loss: {error}") from error
 
     def of_samples(self, rows_BE: Tensor, labels_B: Tensor, weight_CE: Tensor) -> Tensor:
         return margin_softmax_loss(rows_BE, labels_B, weight_CE, kind=self.kind, margin=self.margin, scale=self.scale)

@@ -56,6 +56,7 @@ class PairLoss(Loss):
     needs = frozenset({"embedding", "hard_labels"})
     per_sample = False
     gathers = True
+    compares = True
     memory_embedding: Tensor
     memory_label: Tensor
 
@@ -76,6 +77,13 @@ class PairLoss(Loss):
         ``column_labels`` and ``first_own``, and the number of ``anchors`` of the whole update.
         """
         raise NotImplementedError(f"{type(self).__name__} must define of_anchors(rows, labels, **candidates)")
+
+    def check_keys(self) -> None:
+        """Let the kernel refuse values now, not in the first step."""
+        try:
+            self.of_anchors(torch.eye(2), torch.tensor([0, 1]))
+        except ValueError as error:
+            raise ValueError(f"loss: {error}") from error
 
     def of_mixed(self, rows_BE: Tensor, labels_B: Tensor, pairs: MixedPairs, **candidates: Any) -> Tensor:
         """The loss ``[B]`` of each anchor over its mixed pairs."""

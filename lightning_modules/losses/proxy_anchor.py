@@ -34,6 +34,7 @@ class ProxyAnchor(ProxyLoss):
 
     per_sample = False
     gathers = True
+    mixed_outside = ("pos_neg",)
 
     def __init__(self, *, alpha: float = 32.0, delta: float = 0.1, lr_scale: float = 100.0) -> None:
         super().__init__(lr_scale=lr_scale)
@@ -56,11 +57,6 @@ class ProxyAnchor(ProxyLoss):
 
     def _explicit(self, pairs: MixedPairs, labels_B: Tensor) -> Tensor:
         """Shares ``[P]`` of the proxies; a mix belongs to the class of its first member, whose proxy is the anchor."""
-        if pairs.kind != "pos_neg":
-            raise ValueError(
-                "mixing.pair_type must be pos_neg where proxy_anchor mixes images or feature maps: its anchors are "
-                "class vectors, which have none; or take mixing.mode=embedding"
-            )
         pairs_M3, position_M = pairs.explicit(None, 0)
         first_M, second_M = pairs_M3[:, 1], pairs_M3[:, 2]
         once = torch.stack([first_M, second_M, position_M]).unique(dim=1)  # one mix serves one proxy, once

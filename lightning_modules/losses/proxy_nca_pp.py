@@ -24,6 +24,8 @@ class ProxyNCAPP(ProxyLoss):
         **proxies: the keys of ``ProxyLoss``.
     """
 
+    mixed_outside = ()
+
     def __init__(self, *, temperature: float = 1 / 9, lr_scale: float = 100.0) -> None:
         super().__init__(lr_scale=lr_scale)
         if not temperature > 0:
@@ -37,11 +39,6 @@ class ProxyNCAPP(ProxyLoss):
     def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> dict[str, Tensor]:
         terms = super().forward(outputs, batch, step)
         if (pairs := batch.extra.get("mixed_pairs")) is not None:
-            if pairs.embeddings is not None:
-                raise ValueError(
-                    "proxy_nca_pp mixes class vectors, which are no images and have no feature maps; take "
-                    "mixing.mode=embedding"
-                )
             mixed_B = proxy_nca_metrix(
                 embedding_of(outputs),
                 batch.label,

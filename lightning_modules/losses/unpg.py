@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from kernels.batch import Batch, Output, Step
@@ -46,6 +47,10 @@ class UNPG(ProxyLoss):
         if not scale > 0 or not wisk >= 0:
             raise ValueError(f"loss.scale={scale} must be positive and loss.wisk={wisk} not negative")
         self.margin_kind, self.scale, self.margin, self.wisk = margin_kind, scale, margin, wisk
+        try:
+            margin_logits(torch.eye(2), torch.tensor([0, 1]), kind=margin_kind, margin=margin, scale=scale)
+        except ValueError as error:
+            raise ValueError(f"loss: {error}") from error
 
     def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> dict[str, Tensor]:
         rows_BE = embedding_of(outputs)

@@ -12,7 +12,7 @@ from kernels.metrix import draw_mix, list_pairs
 from kernels.mixed_pairs import MixedPairs
 from kernels.pairs import hardest, pair_masks, similarities
 from lightning_modules.norm_statistics import norm_statistics_frozen
-from lightning_modules.part import Mixing
+from lightning_modules.part import Loss, Mixing, Part
 
 KINDS = {"pos_neg": ("pos_neg",), "anc_neg": ("anc_neg",), "both": ("pos_neg", "anc_neg")}
 
@@ -68,6 +68,24 @@ class Metrix(Mixing):
         self.mode, self.kinds, self.alpha, self.weight = mode, KINDS[pair_type], alpha, weight
         self.top_k, self.renormalize = top_k, renormalize
         self.maps = ("final",) if mode == "feature" else ()
+
+    def objections(self, loss: Part) -> list[str]:
+        if self.mode == "embedding" or self.weight == 0 or not isinstance(loss, Loss):
+            return []
+        found = []
+        if wrong := [kind for kind in self.kinds if kind not in loss.mixed_outside]:
+            allowed = " or ".join(f"pair_type={kind}" for kind in loss.mixed_outside)
+            found.append(
+                f"{type(loss).__name__} compares with class vectors, which are no images and have no feature maps, so "
+                f"mode={self.mode} cannot mix {' and '.join(wrong)}; take mode=embedding{' or ' if allowed else ''}"
+                f"{allowed}"
+            )
+        if getattr(loss, "memory", 0):
+            found.append(
+                f"the memory of the loss holds embeddings, of which mode={self.mode} has neither images nor maps; take "
+                "mode=embedding or loss.memory=0"
+            )
+        return found
 
     def mix_pairs(self, outputs: dict[str, Output], batch: Batch, step: Step) -> Batch:
         """The batch with ``mixed_pairs`` as an extra field; itself where the weight is 0."""

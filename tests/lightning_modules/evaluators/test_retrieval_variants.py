@@ -261,3 +261,11 @@ def test_on_a_network(make_network, make_batch):
     )
     with pytest.raises(ValueError, match="no image to evaluate"):
         RetrievalEvaluator()(network, EvaluationData([], ("a",)))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_embeddings_that_nearly_collapsed_are_told_of_under_either_metric(metric):
+    rows = torch.ones(500, 16) + 1e-5 * torch.randn(500, 16, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="the embeddings look collapsed"):
+        found = RetrievalEvaluator(ks=[1], metric=metric, full_map=False)(rows, torch.arange(500) % 5)
+    assert 0 < found["embedding_std"] < 1e-4

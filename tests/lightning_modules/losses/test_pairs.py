@@ -112,6 +112,11 @@ def test_values_of_the_memory(keys):
         MultiSimilarity(**keys)
 
 
+def test_the_kernel_refuses_values_at_once():
+    with pytest.raises(ValueError, match="loss: epsilon must be finite, got inf"):
+        MultiSimilarity(epsilon=float("inf"))
+
+
 FORMS = {
     Contrastive: contrastive(0.5),
     Binomial: binomial(2.0, 40.0, 0.5),

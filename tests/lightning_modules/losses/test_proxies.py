@@ -18,6 +18,7 @@ from lightning_modules.losses.proxy_anchor import ProxyAnchor
 from lightning_modules.losses.proxy_nca_pp import ProxyNCAPP
 from lightning_modules.losses.sphere_face import SphereFace
 from lightning_modules.losses.unpg import UNPG
+from lightning_modules.mixing.metrix import Metrix
 from lightning_modules.optimization import create_optimizer
 from lightning_modules.parts import Parts
 
@@ -104,13 +105,18 @@ def test_proxy_anchor_takes_examples_mixed_outside():
     torch.testing.assert_close(ours, inside, rtol=1e-10, atol=0)
 
 
-def test_what_a_proxy_cannot_mix():
-    z, y = rows()
-    outside = {"embeddings": z, "pairs": torch.zeros(0, 3).long(), "position": torch.zeros(0).long()}
-    with pytest.raises(ValueError, match="mixing.pair_type must be pos_neg where proxy_anchor mixes images"):
-        run(setup(ProxyAnchor()), z, y, mixed_pairs=MixedPairs("anc_neg", 0.3, 0.4, **outside))
-    with pytest.raises(ValueError, match="proxy_nca_pp mixes class vectors, which are no images"):
-        run(setup(ProxyNCAPP()), z, y, mixed_pairs=MixedPairs("pos_neg", 0.3, 0.4, **outside))
+@pytest.mark.parametrize(
+    ("loss", "keys", "message"),
+    [
+        (ProxyAnchor, {}, "mode=feature cannot mix anc_neg; take mode=embedding or pair_type=pos_neg"),
+        (ProxyNCAPP, {"pair_type": "pos_neg"}, "mode=feature cannot mix pos_neg; take mode=embedding"),
+    ],
+)
+def test_what_a_proxy_cannot_mix_is_refused_at_once(loss, keys, message):
+    with pytest.raises(ValueError, match=f"class vectors, which are no images.*{message}"):
+        Parts(loss(), mixing=Metrix(mode="feature", top_k=1, **keys))
+    Parts(ProxyAnchor(), mixing=Metrix(mode="feature", top_k=1, pair_type="pos_neg"))
+    Parts(loss(), mixing=Metrix())
 
 
 def test_proxy_nca_mixes_class_vectors_at_the_scale_of_its_clean_loss():

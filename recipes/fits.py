@@ -1,0 +1,77 @@
+"""Whether task, head, loss, data and evaluators of a run fit each other: refused before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from datamodules.base import ImageData
+from lightning_modules.evaluators.base import Evaluator
+from lightning_modules.task import Task
+
+
+def check_fit(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator]) -> None:
+    """Refuse what would end in an error, or in numbers that mean nothing, only after an epoch or at the end.
+
+    Raises:
+        ValueError: all problems at once.
+    """
+    problems = [*_of_heads(task, evaluators), *_of_classes(task, data, evaluators), *_of_pairs(task, data, evaluators)]
+    if problems:
+        raise ValueError("this run does not fit together:\n- " + "\n- ".join(problems))
+
+
+def _of_heads(task: Task, evaluators: Mapping[str, Evaluator]) -> Iterator[str]:
+    head = task.network.head
+    for need in sorted(task.needs - head.gives):
+        advice = "head=embedding" if need == "embedding" else "head=linear, or task=metric_learning"
+        yield f"task {type(task).__name__} reads {need}, and head {type(head).__name__} gives none; take {advice}"
+    for name, evaluator in evaluators.items():
+        if evaluator.reads != "labelled":
+            yield (
+                f"evaluator {name} reads a folder of images without labels, which a training run does not have; run it "
+                f"afterwards with python evaluate.py checkpoint=RUN evaluator={name} data.root=FOLDER"
+            )
+        elif evaluator.reads_logits and "logits" not in head.gives:
+            yield (
+                f"evaluator {name} reads class scores, and head {type(head).__name__} gives none; take "
+                "evaluator=[retrieval]"
+            )
+
+
+def _of_classes(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator]) -> Iterator[str]:
+    strict = [name for name, one in evaluators.items() if one.same_classes and one.reads == "labelled"]
+    for part, readers in (("val", ["task"] if task.same_classes else []), ("test", strict)):
+        if readers and not data.absent and data.classes_of(part) != data.classes:
+            yield (
+                f"{', '.join(readers)} compares with the classes of training, and the {part} part of this data has "
+                "others; take task=metric_learning with head=embedding and evaluator=[retrieval], or other data"
+            )
+
+
+def _of_pairs(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator]) -> Iterator[str]:
+    if task.parts.loss.compares and data.samples_per_class == 1:
+        yield (
+            f"loss {type(task.parts.loss).__name__} learns from two samples of a class, and data.samples_per_class=1 "
+            "leaves none together; set it to at least 2"
+        )
+    if data.absent:
+        return
+    if task.retrieves and len(data.val_index) and not _match(data, "val", data.val_index, data.val_is_query):
+        yield (
+            "no validation image has another of its class to find; hold out more with data.val_fraction, or none with "
+            "data.val_fraction=0"
+        )
+    asking = [name for name, one in evaluators.items() if one.needs_matches]
+    if asking and not _match(data, "test", data.test_index, data.test_is_query):
+        yield f"no test image has another of its class to find for {', '.join(asking)}; raise data.limit_test"
+
+
+def _match(data: ImageData, part: str, index: Tensor, is_query: Tensor | None) -> bool:
+    """Whether any query of a part finds its class."""
+    labels = data.labels_of(part)[index]
+    if is_query is None:
+        return bool((labels.bincount() > 1).any())
+    asking = is_query[index]
+    return bool(labels[asking].unique().isin(labels[~asking]).any())
