@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.timing import interleave, ratio, save
 from lightning_modules.evaluators.retrieval import RetrievalEvaluator
-from lightning_modules.evaluators.retrieval_labels import Relevance
+from lightning_modules.retrieval.labels import Relevance
 
 CLASSES_PER_ITEM = 11_316 / 60_502
 NOISE = {128: 1.45, 512: 2.25}

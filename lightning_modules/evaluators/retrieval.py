@@ -16,9 +16,13 @@ from torch import Tensor
 
 from lightning_modules.evaluators.base import EvaluationData, Evaluator
 from lightning_modules.evaluators.embedded import embedded
-from lightning_modules.evaluators.k_reciprocal import KReciprocalScores, check_reranking
-from lightning_modules.evaluators.neighbour_files import Neighbours, save_neighbours
-from lightning_modules.evaluators.neighbour_index import (
+from lightning_modules.evaluators.result import Evaluation
+from lightning_modules.network import Network
+from lightning_modules.retrieval.clusters import cluster_metrics
+from lightning_modules.retrieval.collapse import collapse
+from lightning_modules.retrieval.files import Neighbours, save_neighbours
+from lightning_modules.retrieval.gather import gathered_once, processes
+from lightning_modules.retrieval.index import (
     APPROXIMATE,
     approximate,
     build,
@@ -27,18 +31,14 @@ from lightning_modules.evaluators.neighbour_index import (
     settings,
     sharded,
 )
-from lightning_modules.evaluators.neighbour_scores import Array, Scores
-from lightning_modules.evaluators.neighbour_search import Hits, Ranking, reach, search
-from lightning_modules.evaluators.query_expansion import expanded
-from lightning_modules.evaluators.result import Evaluation
-from lightning_modules.evaluators.retrieval_clusters import cluster_metrics
-from lightning_modules.evaluators.retrieval_collapse import collapse
-from lightning_modules.evaluators.retrieval_gather import gathered_once, processes
-from lightning_modules.evaluators.retrieval_inputs import Rows, checked
-from lightning_modules.evaluators.retrieval_labels import Relevance
-from lightning_modules.evaluators.retrieval_measure import ClassSums, Plan, measure
-from lightning_modules.evaluators.retrieval_view import SHOWN, at_cutoffs, embedding_map, galleries, worst_classes
-from lightning_modules.network import Network
+from lightning_modules.retrieval.inputs import Rows, checked
+from lightning_modules.retrieval.k_reciprocal import KReciprocalScores, check_reranking
+from lightning_modules.retrieval.labels import Relevance
+from lightning_modules.retrieval.measure import ClassSums, Plan, measure
+from lightning_modules.retrieval.query_expansion import expanded
+from lightning_modules.retrieval.scores import Array, Scores
+from lightning_modules.retrieval.search import Hits, Ranking, reach, search
+from lightning_modules.retrieval.view import SHOWN, at_cutoffs, embedding_map, galleries, worst_classes
 
 
 class RetrievalEvaluator(Evaluator):

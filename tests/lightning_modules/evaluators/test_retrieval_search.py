@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from lightning_modules.evaluators import neighbour_search, neighbour_tiles
-from lightning_modules.evaluators.neighbour_index import sharded
-from lightning_modules.evaluators.neighbour_scores import Scores
-from lightning_modules.evaluators.neighbour_search import dense, reach, search
+from lightning_modules.retrieval.index import sharded
+from lightning_modules.retrieval.scores import Scores
+from lightning_modules.retrieval.search import dense, reach, search
 
 
 def rows_of(kind, total, width, rng):

@@ -8,14 +8,14 @@ import torch
 
 from kernels.batch import Batch
 from lightning_modules.evaluators.base import EvaluationData
-from lightning_modules.evaluators.k_reciprocal import LIMIT, KReciprocalScores
-from lightning_modules.evaluators.neighbour_files import load_neighbours, save_neighbours
-from lightning_modules.evaluators.neighbour_index import build, save_index
-from lightning_modules.evaluators.neighbour_scores import Scores
-from lightning_modules.evaluators.query_expansion import expanded
 from lightning_modules.evaluators.retrieval import RetrievalEvaluator
-from lightning_modules.evaluators.retrieval_clusters import cluster_metrics, mutual_information
-from lightning_modules.evaluators.retrieval_labels import Relevance
+from lightning_modules.retrieval.clusters import cluster_metrics, mutual_information
+from lightning_modules.retrieval.files import load_neighbours, save_neighbours
+from lightning_modules.retrieval.index import build, save_index
+from lightning_modules.retrieval.k_reciprocal import LIMIT, KReciprocalScores
+from lightning_modules.retrieval.labels import Relevance
+from lightning_modules.retrieval.query_expansion import expanded
+from lightning_modules.retrieval.scores import Scores
 
 
 def clustered(total=700, classes=40, width=16, noise=1.0, seed=0):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from lightning_modules.evaluators.neighbour_scores import CHUNK, Scores
+from lightning_modules.retrieval.scores import CHUNK, Scores
 
 SPREAD = 1e-3  # distance to the mean row, over the length of a row
 TIED = 0.5

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from lightning_modules.evaluators.neighbour_files import Neighbours
 from lightning_modules.evaluators.result import Curve, RankedImage, RankedQuery, Scatter, Table
-from lightning_modules.evaluators.retrieval_measure import ClassSums
+from lightning_modules.retrieval.files import Neighbours
+from lightning_modules.retrieval.measure import ClassSums
 
 SHOWN = 10  # neighbours of a query
 POINTS = 4000  # of the map

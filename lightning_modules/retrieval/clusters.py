@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_modules.evaluators.neighbour_scores import Array, Scores
+from lightning_modules.retrieval.scores import Array, Scores
 
 SEEDS = 5
 

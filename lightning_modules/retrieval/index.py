@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from lightning_modules.evaluators.neighbour_scores import CHUNK, Array, Scores
-from lightning_modules.evaluators.neighbour_search import Ranking, search
-from lightning_modules.evaluators.neighbour_tiles import Candidates, nearest
+from lightning_modules.retrieval.scores import CHUNK, Array, Scores
+from lightning_modules.retrieval.search import Ranking, search
+from lightning_modules.retrieval.tiles import Candidates, nearest
 
 #: Settings of each kind of index; None is chosen by the size of the gallery or of the list.
 OPTIONS: dict[str, dict[str, int | None]] = {

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_modules.evaluators.neighbour_scores import CHUNK, Array, Metric
+from lightning_modules.retrieval.scores import CHUNK, Array, Metric
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from kernels.retrieval_metrics import RelevantRanks
-from lightning_modules.evaluators.neighbour_scores import CHUNK, Array, Scores
-from lightning_modules.evaluators.retrieval_labels import Relevance
+from lightning_modules.retrieval.labels import Relevance
+from lightning_modules.retrieval.scores import CHUNK, Array, Scores
 
 ROWS = 512
 FEW = 12  # relevant items for which passes over a tile are cheaper than to sort it
@@ -21,7 +21,7 @@ FEW = 12  # relevant items for which passes over a tile are cheaper than to sort
 def ranks(
     scores: Scores, relevance: Relevance, queries: Array, *, first_only: bool = False
 ) -> Iterator[tuple[Array, RelevantRanks]]:
-    """Ranks of the relevant items of each query, by true scores as in ``neighbour_search``; some queries at a time.
+    """Ranks of the relevant items of each query, by true scores as in ``search``; some queries at a time.
 
     Args:
         scores: of queries with the gallery.

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lightning_modules.evaluators.neighbour_scores import CHUNK, Array, Scores
-from lightning_modules.evaluators.neighbour_tiles import Candidates, nearest
+from lightning_modules.retrieval.scores import CHUNK, Array, Scores
+from lightning_modules.retrieval.tiles import Candidates, nearest
 
 SMALL = 512  # galleries that are ranked as a whole: faster than to look for candidates
 Hits = Callable[[Array, Array], Array]  # (queries, columns) -> bool: is it relevant

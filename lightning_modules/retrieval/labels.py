@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_modules.evaluators.neighbour_scores import Array
+from lightning_modules.retrieval.scores import Array
 
 
 class Relevance:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_modules.evaluators.neighbour_scores import Array
+from lightning_modules.retrieval.scores import Array
 
 
 @dataclass(frozen=True, slots=True)

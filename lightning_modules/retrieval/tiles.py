@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_modules.evaluators.neighbour_scores import Array, Scores
+from lightning_modules.retrieval.scores import Array, Scores
 
 SIDE = 2048  # rows and columns of a tile
 MANY = 256  # neighbours from which on a selection beats a sorted list

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lightning_modules.evaluators.neighbour_scores import Scores
-from lightning_modules.evaluators.neighbour_search import search
+from lightning_modules.retrieval.scores import Scores
+from lightning_modules.retrieval.search import search
 
 
 def expanded(scores: Scores, count: int, alpha: float = 3.0) -> Scores:

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_modules.evaluators.neighbour_scores import CHUNK, Array, Scores
-from lightning_modules.evaluators.neighbour_search import search
+from lightning_modules.retrieval.scores import CHUNK, Array, Scores
+from lightning_modules.retrieval.search import search
 
 LIMIT = 50_000  # items whose pairs are all looked at in minutes
 

@@ -21,10 +21,10 @@ from kernels.retrieval_metrics import (
     reciprocal_rank,
 )
 from lightning_modules.distributed import total_over_processes
-from lightning_modules.evaluators.neighbour_scores import Array, Scores
-from lightning_modules.evaluators.neighbour_search import Ranking
-from lightning_modules.evaluators.retrieval_labels import Relevance
-from lightning_modules.evaluators.retrieval_ranks import ranks
+from lightning_modules.retrieval.labels import Relevance
+from lightning_modules.retrieval.ranks import ranks
+from lightning_modules.retrieval.scores import Array, Scores
+from lightning_modules.retrieval.search import Ranking
 
 
 @dataclass(frozen=True, slots=True)
