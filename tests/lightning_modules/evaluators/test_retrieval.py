@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_modules.evaluators import neighbour_search, neighbour_tiles
 from lightning_modules.evaluators.retrieval import RetrievalEvaluator
+from lightning_modules.retrieval import search as search_module
+from lightning_modules.retrieval import tiles
 
 TIES = ["index", "optimistic", "pessimistic", "expected"]
 
@@ -86,10 +87,10 @@ def case(rng, trial, largest):
 @pytest.mark.parametrize("ties", TIES)
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 def test_equals_brute_force(monkeypatch, metric, ties, small):
-    monkeypatch.setattr(neighbour_search, "SMALL", small)
+    monkeypatch.setattr(search_module, "SMALL", small)
     rng = np.random.default_rng(3)
     for trial in range(12 if ties == "expected" else 30):
-        monkeypatch.setattr(neighbour_tiles, "SIDE", int(rng.choice([4, 8, 2048])))
+        monkeypatch.setattr(tiles, "SIDE", int(rng.choice([4, 8, 2048])))
         rows, labels, (is_query, is_gallery), groups = case(rng, trial, 8 if ties == "expected" else 30)
         ks = (1, 2, 3, len(rows) + 2)
         expected, lone = brute_force(rows, labels, metric, ties, ks, is_query, is_gallery, groups)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_modules.evaluators import neighbour_search, neighbour_tiles
+from lightning_modules.retrieval import search as search_module
+from lightning_modules.retrieval import tiles
 from lightning_modules.retrieval.index import sharded
 from lightning_modules.retrieval.scores import Scores
 from lightning_modules.retrieval.search import dense, reach, search
@@ -65,14 +66,14 @@ def check(rankings, rows, metric, queries, gallery, count, groups, hits):
 @pytest.mark.parametrize("kind", ["generic", "quantized", "copies", "constant"])
 def test_search(monkeypatch, kind, metric):
     rng = np.random.default_rng(5)
-    monkeypatch.setattr(neighbour_search, "SMALL", 0)
+    monkeypatch.setattr(search_module, "SMALL", 0)
     for trial in range(9):
         total, width = int(rng.integers(120, 300)), int(rng.choice([3, 8, 40]))
         count = int(rng.integers(1, total // 6 - 5))
-        monkeypatch.setattr(neighbour_tiles, "SIDE", int(rng.choice([16, 64, 2048])))
-        monkeypatch.setattr(neighbour_tiles, "MANY", int(rng.choice([1, 1 << 20])))
-        monkeypatch.setattr(neighbour_tiles, "PENDING", int(rng.choice([50, 1 << 19])))
-        monkeypatch.setattr(neighbour_tiles, "STATE_BYTES", int(rng.choice([0, 1 << 30])))
+        monkeypatch.setattr(tiles, "SIDE", int(rng.choice([16, 64, 2048])))
+        monkeypatch.setattr(tiles, "MANY", int(rng.choice([1, 1 << 20])))
+        monkeypatch.setattr(tiles, "PENDING", int(rng.choice([50, 1 << 19])))
+        monkeypatch.setattr(tiles, "STATE_BYTES", int(rng.choice([0, 1 << 30])))
         rows, every = rows_of(kind, total, width, rng), np.arange(total)
         queries = every if trial % 3 else np.flatnonzero(rng.random(total) < 0.5)
         gallery = every if trial % 3 else np.flatnonzero(rng.random(total) < 0.7)
@@ -113,7 +114,7 @@ def test_the_search_of_a_gpu_finds_the_same(monkeypatch):
     rng = np.random.default_rng(2)
     rows, every = rows_of("copies", 900, 8, rng), np.arange(900)
     scores = Scores(rows, every, every)
-    found = search(scores, 5, None, neighbour_tiles._selected(scores, reach(scores, 5)))
+    found = search(scores, 5, None, tiles._selected(scores, reach(scores, 5)))
     both = [np.concatenate([r.columns for r in rankings]) for rankings in (found, dense(scores, every, 5, None))]
     assert np.array_equal(*both)
 
