@@ -145,7 +145,7 @@ def _tsne(rows: Array) -> Array:
         from sklearn.manifold import TSNE
     except ImportError as error:
         raise ValueError(
-            "map=tsne needs scikit-learn: pip install 'vision-recipes[maps]', or set map=pca (the default)"
+            "map=tsne needs scikit-learn: pip install scikit-learn, or set map=pca (the default)"
         ) from error
     plane: Array = TSNE(perplexity=min(30.0, max(len(rows) / 4, 1.0)), init="pca", random_state=0).fit_transform(rows)
     return plane

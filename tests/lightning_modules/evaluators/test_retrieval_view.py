@@ -83,7 +83,7 @@ def test_t_sne_brings_neighbours_together():
 
 def test_t_sne_without_its_package(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn.manifold", None)
-    with pytest.raises(ValueError, match="map=tsne needs scikit-learn: pip install 'vision-recipes.maps."):
+    with pytest.raises(ValueError, match="map=tsne needs scikit-learn: pip install scikit-learn"):
         embedding_map(torch.eye(4), np.arange(4), ("a", "b", "c", "d"), "tsne")
 
 
