@@ -264,7 +264,7 @@ def test_bad_images(images: Tensor, error: type[Exception], message: str) -> Non
 )
 def test_bad_settings(tiny: type[ArrayData], keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ready(tiny, **keys)
+        _ = ready(tiny, **keys).order
 
 
 def test_wrong_kind_of_augment(tiny: type[ArrayData]) -> None:
