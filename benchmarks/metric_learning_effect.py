@@ -16,8 +16,6 @@ from typing import Any
 from benchmarks.timing import save
 from benchmarks.training_runs import results_of, train_all
 
-GROCERY = ["recipe=grocery_multi_similarity", "backbone=conv4", "backbone.kwargs.channels=[32,64,128]"]
-GROCERY += ["optimizer.lr=2e-3", "task.channels_last=true"]
 LOSSES = {"multi_similarity": [], "contrastive": ["loss=contrastive"], "proxy_anchor": ["loss=proxy_anchor"]}
 EPOCHS = {"grocery": 30, "omniglot": 6}
 EVALUATORS = "evaluator=[retrieval,utilization]"
@@ -25,7 +23,7 @@ EVALUATORS = "evaluator=[retrieval,utilization]"
 
 def words_of(data: str, loss: str, metrix: bool, seed: int, omniglot: str | None) -> list[str]:
     """The command line of one run."""
-    base = GROCERY if data == "grocery" else ["recipe=omniglot_multi_similarity", f"data.root={omniglot}"]
+    base = [f"recipe={data}_multi_similarity", *([] if data == "grocery" else [f"data.root={omniglot}"])]
     words = [*base, *LOSSES[loss], *(["mixing=metrix"] if metrix else []), EVALUATORS]
     words += [] if data == "grocery" else ["data.verify=false"]
     return [*words, "evaluator.retrieval.full_map=false", f"seed={seed}", f"trainer.max_epochs={EPOCHS[data]}"]
