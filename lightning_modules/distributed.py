@@ -9,25 +9,43 @@ import torch
 from torch import Tensor, distributed, nn
 
 
+def processes() -> tuple[int, int]:
+    """Rank of this process and number of all; (0, 1) outside torch.distributed."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def share_of(total: int, rank: int | None = None) -> tuple[int, int]:
+    """First row and end of a process's share (this one's, without a rank) of ``total``, as a batch is shared."""
+    own, world = processes()
+    rank = own if rank is None else rank
+    return rank * total // world, (rank + 1) * total // world
+
+
 def gather(rows: Tensor, total: int) -> Tensor:
-    """``[B, ...]`` of this process -> ``[total, ...]`` of all W, in the order of ranks; itself with one process.
+    """``[B, ...]`` of this process -> ``[total, ...]`` of all, in the order of ranks; itself with one process.
 
     Carries no gradient.
 
     Args:
-        rows: process r has rows ``r * total // W .. (r + 1) * total // W``, as a training batch is shared.
+        rows: process r has the rows ``share_of(total, r)``.
         total: rows of all processes.
     """
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+    shares = [share_of(total, rank) for rank in range(processes()[1])]
+    return gather_sizes(rows, [stop - start for start, stop in shares])
+
+
+def gather_sizes(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """As ``gather``, from processes with so many rows each, by rank."""
+    if len(sizes) == 1:
         return rows
-    world = distributed.get_world_size()
-    sizes = [(rank + 1) * total // world - rank * total // world for rank in range(world)]
     most, rows = max(sizes), rows.detach().contiguous()
     if len(rows) < most:  # the collective wants equally many of each
         rows = torch.cat([rows, rows.new_zeros((most - len(rows), *rows.shape[1:]))])
-    gathered = torch.empty((world * most, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
+    gathered = torch.empty((len(sizes) * most, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
     distributed.all_gather_into_tensor(gathered, rows)
-    if total == world * most:
+    if min(sizes) == most:
         return gathered
     return torch.cat([part[:size] for part, size in zip(gathered.split(most), sizes, strict=True)])
 
@@ -42,22 +60,13 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        grad = grad.contiguous()
-        distributed.all_reduce(grad)
-        return grad[slice(*ctx.own)], None
-
-
-def share_of(total: int) -> tuple[int, int]:
-    """First row and end of this process's share of ``total`` rows, as a training batch is shared."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 0, total
-    rank, world = distributed.get_rank(), distributed.get_world_size()
-    return rank * total // world, (rank + 1) * total // world
+        # A copy is summed: autograd may have given the same tensor to others.
+        return total_over_processes(grad.contiguous())[slice(*ctx.own)], None
 
 
 def gather_with_gradient(rows: Tensor, total: int) -> Tensor:
     """As ``gather``, and differentiable: the gradient of the sum of all processes' losses by their own rows."""
-    if share_of(total) == (0, total):
+    if processes()[1] == 1:
         return rows
     gathered: Tensor = _Gather.apply(rows, total)  # type: ignore[no-untyped-call]
     return gathered
@@ -65,7 +74,7 @@ def gather_with_gradient(rows: Tensor, total: int) -> Tensor:
 
 def total_over_processes(values: Tensor) -> Tensor:
     """The sum of a tensor over all processes; itself with one."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if processes()[1] == 1:
         return values
     total = values.clone()
     distributed.all_reduce(total)
@@ -74,7 +83,7 @@ def total_over_processes(values: Tensor) -> Tensor:
 
 def largest_over_processes(values: Tensor) -> Tensor:
     """The largest of each entry over all processes; itself with one."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if processes()[1] == 1:
         return values
     largest = values.clone()
     distributed.all_reduce(largest, distributed.ReduceOp.MAX)
@@ -115,7 +124,7 @@ def check_every_parameter_used(module: nn.Module, update: int) -> None:
 
 def gather_objects(value: Any) -> list[Any]:
     """The plain data of all processes in the order of ranks; one entry with one process. For rare events only."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if processes()[1] == 1:
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
+from lightning_modules.distributed import largest_over_processes, processes
 from lightning_modules.step import StepResult
 
 
@@ -43,7 +44,7 @@ def check_finite(result: StepResult, gradient_norms: Sequence[Tensor], stop: boo
         stop: whether this process was asked to stop.
     """
     terms, norms = list(result.terms.values()), list(gradient_norms)
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+    if processes()[1] > 1:
         return _agree(terms, norms, stop)
     values = torch.stack(terms + norms)
     # A sum is one kernel; finite numbers may have one that is not.
@@ -53,13 +54,12 @@ def check_finite(result: StepResult, gradient_norms: Sequence[Tensor], stop: boo
 
 def _agree(terms: list[Tensor], norms: list[Tensor], stop: bool) -> Verdict:
     """The verdict over all processes: the largest of (whose terms are broken, gradient broken, stop)."""
-    world, rank = distributed.get_world_size(), distributed.get_rank()
+    rank, world = processes()
     flags = torch.zeros(3, dtype=torch.int32, device=terms[0].device)
     flags[0] = ~torch.stack(terms).isfinite().all() * (world - rank)  # the largest is that of the first process
     if norms:
         flags[1] = ~torch.stack(norms).isfinite().all()
     if stop:
         flags[2].fill_(1)
-    distributed.all_reduce(flags, distributed.ReduceOp.MAX)
-    first, gradient, stops = flags.tolist()
+    first, gradient, stops = largest_over_processes(flags).tolist()
     return Verdict(ok=not (first or gradient), stop=bool(stops), rank=world - first if first else None)

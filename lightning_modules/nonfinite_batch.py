@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torch import distributed
 
 from kernels.batch import Batch, Step
+from lightning_modules.distributed import processes
 from lightning_modules.step import StepResult
 
 MAX_FILES = 3
@@ -25,7 +25,8 @@ def save_batch(directory: Path | None, result: StepResult, step: Step, message: 
     """
     if directory is None:
         return ""
-    rank = f"_rank_{distributed.get_rank()}" if distributed.is_available() and distributed.is_initialized() else ""
+    number, world = processes()
+    rank = f"_rank_{number}" if world > 1 else ""
     path = directory / f"nonfinite_update_{step.update}{rank}.pt"
     others = {file for file in directory.glob(f"nonfinite_update_*{rank}.pt") if file != path}
     if len(others) >= MAX_FILES:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_modules.distributed import share_of
 from lightning_modules.evaluators.base import EvaluationData, Evaluator
 from lightning_modules.evaluators.embedded import embedded
 from lightning_modules.evaluators.result import Evaluation
@@ -21,7 +22,7 @@ from lightning_modules.network import Network
 from lightning_modules.retrieval.clusters import cluster_metrics
 from lightning_modules.retrieval.collapse import collapse
 from lightning_modules.retrieval.files import Neighbours, save_neighbours
-from lightning_modules.retrieval.gather import gathered_once, processes
+from lightning_modules.retrieval.gather import gathered_once
 from lightning_modules.retrieval.index import (
     APPROXIMATE,
     approximate,
@@ -203,17 +204,17 @@ class RetrievalEvaluator(Evaluator):
         index_ids: Any = None,
     ) -> tuple[dict[str, float], ClassSums, Array]:
         """Metrics, and what they are made of: sums by class, and the label of each class."""
-        rank, world = processes() if index_ids is not None else (0, 1)
-        if index_ids is not None:
+        shared = index_ids is not None
+        if shared:
             given = embeddings, labels, is_query, is_gallery, groups
             embeddings, labels, is_query, is_gallery, groups = gathered_once(index_ids, *given)
         with _exact_products():
             rows = checked(embeddings, labels, self.metric, is_query, is_gallery, groups)
             total = len(rows.queries)
-            asked = rows.queries[rank * total // world : (rank + 1) * total // world]
+            asked = rows.queries[slice(*share_of(total))] if shared else rows.queries
             scores = self._scores(rows, asked)
             metrics, sums, classes = self._sums(rows, asked, scores)
-            if world > 1:
+            if shared:
                 sums.over_processes(rows.embeddings.device)
             if not sums.counted(self.lone).any():
                 raise ValueError(

@@ -5,28 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
-from lightning_modules.distributed import gather_objects
-
-
-def processes() -> tuple[int, int]:
-    """Rank of this process and number of all."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def gathered(rows: Tensor) -> Tensor:
-    """``[B, ...]`` of this process, B different in each -> the rows of all, in the order of ranks; without gradient."""
-    if processes()[1] == 1:
-        return rows
-    sizes = gather_objects(len(rows))
-    padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
-    padded[: len(rows)] = rows.detach()
-    parts = [torch.empty_like(padded) for _ in sizes]
-    distributed.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+from lightning_modules.distributed import gather_objects, gather_sizes
 
 
 def gathered_once(index_ids: Any, *columns: Any) -> list[Any]:
@@ -44,8 +25,9 @@ def gathered_once(index_ids: Any, *columns: Any) -> list[Any]:
         raise ValueError(
             f"{len(index)} index_ids for columns of {sorted(lengths)} rows; there must be one for each row"
         )
-    keep = first_of_each(gathered(index))
-    return [None if column is None else gathered(column)[keep.to(column.device)] for column in given]
+    sizes = gather_objects(len(index))
+    keep = first_of_each(gather_sizes(index, sizes))
+    return [None if column is None else gather_sizes(column, sizes)[keep.to(column.device)] for column in given]
 
 
 def first_of_each(index: Tensor) -> Tensor:

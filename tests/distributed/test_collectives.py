@@ -5,7 +5,7 @@ import torch
 from processes import together
 
 from kernels.batch import Step
-from lightning_modules.distributed import average_over_processes, gather
+from lightning_modules.distributed import average_over_processes, gather, gather_with_gradient, share_of
 from lightning_modules.regularizers.activity import Activity
 
 pytestmark = pytest.mark.fault
@@ -21,8 +21,19 @@ def collectives(rank, folder):
     tensors = [torch.full((2, 2), float(rank)), torch.full((3,), 4.0 * rank, dtype=torch.float64)]
     average_over_processes(tensors)
     assert tensors[0].eq(0.5).all() and tensors[1].eq(2.0).all() and tensors[1].dtype == torch.float64
+    check_gradient(rank)
     check_activity(rank)
     torch.distributed.destroy_process_group()
+
+
+def check_gradient(rank):
+    """Own rows get what both processes derive by them; the gradient that others hold is left as it was."""
+    mine = torch.zeros(1 + rank, 2, requires_grad=True)
+    beside = torch.zeros(3, 2, requires_grad=True)
+    upstream = torch.arange(6.0).view(3, 2) + 10 * rank
+    (gather_with_gradient(mine, 3) + beside).backward(upstream)
+    assert torch.equal(mine.grad, (2 * torch.arange(6.0).view(3, 2) + 10)[slice(*share_of(3))])
+    assert torch.equal(beside.grad, torch.arange(6.0).view(3, 2) + 10 * rank)
 
 
 def check_activity(rank):
