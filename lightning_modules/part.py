@@ -100,6 +100,11 @@ class Loss(Part):
     #: Without two samples of a class in a batch there is nothing to learn from.
     compares: ClassVar[bool] = False
 
+    @property
+    def name(self) -> str:
+        """Of the term: the file's."""
+        return type(self).__module__.rpartition(".")[2]
+
     def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> dict[str, Tensor]:
         raise NotImplementedError(f"{type(self).__name__} must define forward(outputs, batch, step)")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -23,8 +23,6 @@ class Head(Part):
     """
 
     gives = frozenset({"logits"})
-    #: Whether outputs depend on the classes of training; a network without that can be read on data with others.
-    knows_classes: ClassVar[bool] = True
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()

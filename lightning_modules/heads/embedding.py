@@ -28,7 +28,6 @@ class Embedding(Head):
     """
 
     gives = frozenset({"embedding"})
-    knows_classes = False
 
     def __init__(
         self,

@@ -38,7 +38,6 @@ class Contrastive(PairLoss):
         self.keys: dict[str, Any] = {"distance": distance, "neg_margin": neg_margin, "over": over}
         # Only this variant is a sum over the pairs of an anchor, as mixed examples need it.
         self.pair_form = pair_form.contrastive(neg_margin) if distance == "cosine" and over == "sum" else None
-        self.check_keys()
 
     def of_anchors(self, rows_BE: Tensor, labels_B: Tensor, **candidates: Any) -> Tensor:
         return contrastive_loss(rows_BE, labels_B, **self.keys, **candidates)

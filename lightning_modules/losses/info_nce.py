@@ -27,7 +27,6 @@ class InfoNCE(PairLoss):
     def __init__(self, *, temperature: float = 0.1, hard_fraction: float = 1.0, **memory: Any) -> None:
         super().__init__(**memory)
         self.keys: dict[str, Any] = {"temperature": temperature, "hard_fraction": hard_fraction}
-        self.check_keys()
 
     def of_anchors(self, rows_BE: Tensor, labels_B: Tensor, *, anchors: int = 0, **candidates: Any) -> Tensor:
         return info_nce_loss(rows_BE, labels_B, **self.keys, **candidates)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from kernels import pair_form
-from lightning_modules.losses.binomial import of_form
 from lightning_modules.losses.pairs import PairLoss
 
 
@@ -26,7 +23,3 @@ class Lifted(PairLoss):
     def __init__(self, *, margin: float = 0.5, **memory: Any) -> None:
         super().__init__(**memory)
         self.pair_form = pair_form.lifted(margin)
-
-    def of_anchors(self, rows_BE: Tensor, labels_B: Tensor, **candidates: Any) -> Tensor:
-        assert self.pair_form is not None
-        return of_form(self.pair_form, rows_BE, labels_B, **candidates)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels.margin_softmax import Kind, margin_softmax_loss
+from lightning_modules.losses.pairs import refuse_values
 from lightning_modules.losses.proxies import ProxyLoss
+from lightning_modules.part import Context
 
 
 class MarginSoftmax(ProxyLoss):
@@ -20,17 +22,17 @@ class MarginSoftmax(ProxyLoss):
         **proxies: the keys of ``ProxyLoss``.
     """
 
-    kind: ClassVar[Kind] = "none"
+    kind: Kind = "none"
 
     def __init__(self, *, scale: float, margin: float = 0.0, **proxies: Any) -> None:
         super().__init__(**proxies)
         if not scale > 0:
             raise ValueError(f"loss.scale={scale} must be positive")
         self.scale, self.margin = scale, margin
-        try:
-            self.of_samples(torch.eye(2), torch.tensor([0, 1]), torch.eye(2))
-        except ValueError as error:
-            raise ValueError(f"loss: {error}") from error
+
+    def setup(self, context: Context) -> None:
+        refuse_values(self.of_samples, torch.eye(2), torch.tensor([0, 1]), torch.eye(2))
+        super().setup(context)
 
     def of_samples(self, rows_BE: Tensor, labels_B: Tensor, weight_CE: Tensor) -> Tensor:
         return margin_softmax_loss(rows_BE, labels_B, weight_CE, kind=self.kind, margin=self.margin, scale=self.scale)

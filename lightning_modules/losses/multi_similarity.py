@@ -41,7 +41,6 @@ class MultiSimilarity(PairLoss):
         self.pair_form = pair_form.multi_similarity(alpha, beta, base)
         self.epsilon = epsilon
         self.keys: dict[str, Any] = {"alpha": alpha, "beta": beta, "base": base, "epsilon": epsilon}
-        self.check_keys()
 
     def of_anchors(self, rows_BE: Tensor, labels_B: Tensor, *, anchors: int = 0, **candidates: Any) -> Tensor:
         return multi_similarity_loss(rows_BE, labels_B, **self.keys, **candidates)

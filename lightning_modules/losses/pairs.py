@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from kernels.batch import Batch, Output, Step
 from kernels.mixed_pairs import MixedPairs
-from kernels.pairs import unit
+from kernels.pair_form import clean_loss
+from kernels.pairs import pair_masks, similarities, unit
 from lightning_modules.distributed import gather, gather_with_gradient, share_of
 from lightning_modules.part import Context, Loss
 
@@ -42,7 +44,8 @@ class Candidates:
 class PairLoss(Loss):
     """A loss of each anchor over its pairs with all other samples of the update, over all processes.
 
-    Subclasses define ``of_anchors`` and, where their pairs can be mixed (Metrix), ``pair_form``.
+    Subclasses have a ``pair_form``, with which their pairs can be mixed as well (Metrix), or define ``of_anchors``;
+    both where a kernel of their own is faster than the general form.
 
     Args:
         memory: embeddings of earlier updates that stay candidates, the newest ones: the cross-batch memory of Wang,
@@ -70,20 +73,17 @@ class PairLoss(Loss):
         self.memory, self.memory_start = memory, memory_start
         self._written = 0
 
-    def of_anchors(self, rows_BE: Tensor, labels_B: Tensor, **candidates: Any) -> Tensor:
+    def of_anchors(self, rows_BE: Tensor, labels_B: Tensor, *, anchors: int = 0, **candidates: Any) -> Tensor:
         """The loss ``[B]`` of each anchor.
 
         ``candidates``, where there are others than the anchors, are what the kernels take: ``columns``,
         ``column_labels`` and ``first_own``, and the number of ``anchors`` of the whole update.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define of_anchors(rows, labels, **candidates)")
-
-    def check_keys(self) -> None:
-        """Let the kernel refuse values now, not in the first step."""
-        try:
-            self.of_anchors(torch.eye(2), torch.tensor([0, 1]))
-        except ValueError as error:
-            raise ValueError(f"loss: {error}") from error
+        if self.pair_form is None:
+            raise NotImplementedError(f"{type(self).__name__} must have a pair_form or define of_anchors")
+        similarity_BN = similarities(rows_BE, candidates.get("columns"))
+        masks = pair_masks(labels_B, candidates.get("column_labels"), candidates.get("first_own", 0))
+        return clean_loss(self.pair_form, similarity_BN, *masks)
 
     def of_mixed(self, rows_BE: Tensor, labels_B: Tensor, pairs: MixedPairs, **candidates: Any) -> Tensor:
         """The loss ``[B]`` of each anchor over its mixed pairs."""
@@ -92,6 +92,7 @@ class PairLoss(Loss):
         return pairs.loss(self.pair_form, rows_BE, labels_B, **candidates)
 
     def setup(self, context: Context) -> None:
+        refuse_values(self.of_anchors, torch.eye(2), torch.tensor([0, 1]))
         if self.memory:
             head: Any = context.network.head
             dim = head.embedding_dim
@@ -105,11 +106,6 @@ class PairLoss(Loss):
         if (pairs := batch.extra.get("mixed_pairs")) is not None:
             terms["metrix"] = pairs.weight * self.of_mixed(rows_BE, batch.label, pairs, **keywords)
         return terms
-
-    @property
-    def name(self) -> str:
-        """Of the term: the file's."""
-        return type(self).__module__.rpartition(".")[2]
 
     def candidates(self, rows_BE: Tensor, labels_B: Tensor, step: Step) -> Candidates:
         """The update of all processes, and the memory where it is in use."""
@@ -138,6 +134,14 @@ class PairLoss(Loss):
 
     def set_extra_state(self, state: Tensor) -> None:
         self._written = int(state)
+
+
+def refuse_values(function: Callable[..., Tensor], *example: Tensor) -> None:
+    """Let a kernel refuse the values of a loss now, by an example, and not in the first step."""
+    try:
+        function(*example)
+    except ValueError as error:
+        raise ValueError(f"loss: {error}") from error
 
 
 def embedding_of(outputs: dict[str, Output]) -> Tensor:

@@ -44,11 +44,6 @@ class ProxyLoss(Loss):
         head: Any = context.network.head
         self.proxies = Proxies(context.num_classes, head.embedding_dim, self.lr_scale)
 
-    @property
-    def name(self) -> str:
-        """Of the term: the file's."""
-        return type(self).__module__.rpartition(".")[2]
-
     def of_samples(self, rows_BE: Tensor, labels_B: Tensor, weight_CE: Tensor) -> Tensor:
         """The loss ``[B]``."""
         raise NotImplementedError(f"{type(self).__name__} must define of_samples(rows, labels, weight)")

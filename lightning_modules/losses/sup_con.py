@@ -25,7 +25,6 @@ class SupCon(PairLoss):
     def __init__(self, *, temperature: float = 0.1, base_temperature: float | None = 0.07, **memory: Any) -> None:
         super().__init__(**memory)
         self.keys: dict[str, Any] = {"temperature": temperature, "base_temperature": base_temperature}
-        self.check_keys()
 
     def of_anchors(self, rows_BE: Tensor, labels_B: Tensor, *, anchors: int = 0, **candidates: Any) -> Tensor:
         return sup_con_loss(rows_BE, labels_B, **self.keys, **candidates)

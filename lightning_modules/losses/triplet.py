@@ -36,7 +36,6 @@ class Triplet(PairLoss):
     ) -> None:
         super().__init__(**memory)
         self.keys: dict[str, Any] = {"margin": margin, "mining": mining, "distance": distance, "over": over}
-        self.check_keys()
 
     def of_anchors(self, rows_BE: Tensor, labels_B: Tensor, **candidates: Any) -> Tensor:
         return triplet_loss(rows_BE, labels_B, **self.keys, **candidates)

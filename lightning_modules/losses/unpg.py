@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from kernels.batch import Batch, Output, Step
@@ -12,11 +11,11 @@ from kernels.margin_softmax import margin_logits
 from kernels.pairs import similarities
 from kernels.unpg import unpg_loss, unpg_negatives
 from lightning_modules.distributed import gather, gather_with_gradient
+from lightning_modules.losses.margin_softmax import MarginSoftmax
 from lightning_modules.losses.pairs import embedding_of
-from lightning_modules.losses.proxies import ProxyLoss
 
 
-class UNPG(ProxyLoss):
+class UNPG(MarginSoftmax):
     """A margin softmax in which the similarities of negative pairs of the batch stand beside the other classes.
 
     Jung, Lee, Oh, Park, Park, Son. "Unified Negative Pair Generation toward Well-discriminative Feature Space for Face
@@ -43,25 +42,21 @@ class UNPG(ProxyLoss):
         wisk: float = 1.5,
         **proxies: Any,
     ) -> None:
-        super().__init__(**proxies)
-        if not scale > 0 or not wisk >= 0:
-            raise ValueError(f"loss.scale={scale} must be positive and loss.wisk={wisk} not negative")
-        self.margin_kind, self.scale, self.margin, self.wisk = margin_kind, scale, margin, wisk
-        try:
-            margin_logits(torch.eye(2), torch.tensor([0, 1]), kind=margin_kind, margin=margin, scale=scale)
-        except ValueError as error:
-            raise ValueError(f"loss: {error}") from error
+        super().__init__(scale=scale, margin=margin, **proxies)
+        if not wisk >= 0:
+            raise ValueError(f"loss.wisk={wisk} must not be negative")
+        self.kind, self.wisk = margin_kind, wisk
 
     def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> dict[str, Tensor]:
         rows_BE = embedding_of(outputs)
         logits_BC = margin_logits(
             similarities(rows_BE, self.proxies.weight),
             batch.label,
-            kind=self.margin_kind,
+            kind=self.kind,
             margin=self.margin,
             scale=self.scale,
         )
         whole_NE = gather_with_gradient(rows_BE, step.batch_size)
         labels_N = gather(batch.label, step.batch_size)
         pairs_K = unpg_negatives(similarities(whole_NE), labels_N, wisk=self.wisk)
-        return {"unpg": unpg_loss(logits_BC, batch.label, self.scale * pairs_K)}
+        return {self.name: unpg_loss(logits_BC, batch.label, self.scale * pairs_K)}

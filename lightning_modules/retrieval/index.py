@@ -145,14 +145,15 @@ def index_recall(scores: Scores, index: Any, ks: tuple[int, ...]) -> dict[str, f
     total = len(scores.queries)
     sample = np.unique(np.linspace(0, total - 1, min(total, SAMPLE)).astype(int))
     part = Scores(scores.embeddings, scores.queries[sample], scores.gallery, scores.metric, scores.groups)
+    largest = min(ks[-1], len(scores.gallery))
+    found, true = (
+        np.concatenate([ranking.columns for ranking in rankings])
+        for rankings in (approximate(part, index, largest), search(part, largest))
+    )
     result = {}
-    for k in sorted({min(k, len(scores.gallery)) for k in ks}):
-        found, true = (
-            np.concatenate([ranking.columns for ranking in rankings])
-            for rankings in (approximate(part, index, k), search(part, k))
-        )
-        hit = ((true[:, :, None] == found[:, None, :]).any(2) & (true >= 0)).sum()
-        result[f"index_recall@{k}"] = float(hit / max((true >= 0).sum(), 1))
+    for k in sorted({min(k, largest) for k in ks}):
+        hit = ((true[:, :k, None] == found[:, None, :k]).any(2) & (true[:, :k] >= 0)).sum()
+        result[f"index_recall@{k}"] = float(hit / max((true[:, :k] >= 0).sum(), 1))
     return result
 
 

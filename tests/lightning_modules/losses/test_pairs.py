@@ -112,9 +112,9 @@ def test_values_of_the_memory(keys):
         MultiSimilarity(**keys)
 
 
-def test_the_kernel_refuses_values_at_once():
+def test_the_kernel_refuses_values_before_the_first_step():
     with pytest.raises(ValueError, match="loss: epsilon must be finite, got inf"):
-        MultiSimilarity(epsilon=float("inf"))
+        setup(MultiSimilarity(epsilon=float("inf")))
 
 
 FORMS = {

@@ -74,7 +74,7 @@ def test_class_vectors_learn_at_their_own_rate(make_network):
         (CosFace, {"scale": -1.0}, "loss.scale=-1.0 must be positive"),
         (ProxyAnchor, {"lr_scale": 0.0}, "loss.lr_scale=0.0 must be positive"),
         (ProxyNCAPP, {"temperature": -1.0}, "loss.temperature=-1.0 must be positive"),
-        (UNPG, {"wisk": -0.5}, "loss.wisk=-0.5 not negative"),
+        (UNPG, {"wisk": -0.5}, "loss.wisk=-0.5 must not be negative"),
     ],
 )
 def test_values(kind, keys, message):
