@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +88,7 @@ def evaluate_checkpoint(
     from recipes.directory import write_json
     from recipes.make import make
 
+    folder: Path | None = None
     try:
         subject = _subject(checkpoint, backbone, data, data_words, evaluator)
         root = subject.data.get("root") if data or any(word.startswith("data.root=") for word in data_words) else None
@@ -102,8 +102,8 @@ def evaluate_checkpoint(
             evaluations[name] = run(network, sources[name])
             _print(name, evaluations[name].metrics)
     except (ValueError, FileNotFoundError) as error:
-        with suppress(OSError, UnboundLocalError):  # nothing is left behind where nothing was found out
-            folder.rmdir()
+        if folder is not None and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()  # nothing is left behind where nothing was found out
         raise error if isinstance(error, ConfigError) else ConfigError([str(error)]) from error
     results = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     write_json(folder / "results.json", results)
