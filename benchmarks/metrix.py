@@ -13,15 +13,13 @@ from __future__ import annotations
 import argparse
 import resource
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 
 import timm
 import torch
 from torch import Tensor
 
-from benchmarks.timing import interleave, ratio, save
+from benchmarks.timing import in_fresh_processes, interleave, ratio, save
 from kernels.metrix import KINDS, list_pairs, mixed_label, mixed_loss_explicit
 from kernels.metrix_gram import embedding_metrix
 from kernels.pair_form import clean_loss, multi_similarity
@@ -126,12 +124,9 @@ def grown(kind: str) -> float:
 
 def memory(threads: int) -> dict[str, list[float]]:
     """The same in fresh processes, three of each kind; all M mixes are ``B * 4 * (B - 5)`` numbers for pos_neg."""
-    found = {}
-    for kind in ("pos_neg", "anc_neg", "pos_pos"):
-        command = [sys.executable, "-m", "benchmarks.metrix", "--threads", str(threads), "--grown", kind]
-        runs = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(3)]
-        found[kind] = sorted(round(float(run), 1) for run in runs)
-    return found
+    kinds = ("pos_neg", "anc_neg", "pos_pos")
+    found = {kind: in_fresh_processes("metrix", "--threads", threads, "--grown", kind) for kind in kinds}
+    return {kind: sorted(round(float(run), 1) for run in runs) for kind, runs in found.items()}
 
 
 def main() -> None:

@@ -14,14 +14,12 @@ import argparse
 import importlib.util
 import resource
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from benchmarks.timing import interleave, ratio, save
+from benchmarks.timing import in_fresh_processes, interleave, ratio, save
 from kernels.multi_similarity import mine, multi_similarity_loss
 from kernels.pairs import pair_masks, similarities
 from lightning_modules.host_memory import keep_freed_memory
@@ -110,12 +108,9 @@ def grown(name: str) -> float:
 
 def memory(threads: int) -> dict[str, list[float]]:
     """The same in fresh processes, three of each way."""
-    found = {}
-    for name in ("ours", "plain", "similarities"):
-        command = [sys.executable, "-m", "benchmarks.multi_similarity", "--threads", str(threads), "--grown", name]
-        runs = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(3)]
-        found[name] = sorted(round(float(run), 2) for run in runs)
-    return found
+    names = ("ours", "plain", "similarities")
+    found = {name: in_fresh_processes("multi_similarity", "--threads", threads, "--grown", name) for name in names}
+    return {name: sorted(round(float(run), 2) for run in runs) for name, runs in found.items()}
 
 
 def main() -> None:

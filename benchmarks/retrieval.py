@@ -15,7 +15,6 @@ import ctypes
 import importlib.util
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.timing import interleave, ratio, save
+from benchmarks.timing import in_fresh_processes, interleave, ratio, save
 from lightning_modules.evaluators.retrieval import RetrievalEvaluator
 from lightning_modules.retrieval.labels import Relevance
 
@@ -110,8 +109,7 @@ def label_work() -> dict[str, float]:
 
 def peak(total: int, width: int, full_map: bool) -> dict[str, float]:
     """MiB of a fresh process: the embeddings, and the peak above them."""
-    command = [sys.executable, "-m", "benchmarks.retrieval", "--peak", str(total), str(width), str(int(full_map))]
-    return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    return dict(json.loads(in_fresh_processes("retrieval", "--peak", total, width, int(full_map), times=1)[0]))
 
 
 def measure_peak(total: int, width: int, full_map: bool) -> None:

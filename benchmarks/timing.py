@@ -6,6 +6,8 @@ import argparse
 import json
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +57,12 @@ def ratio(times: dict[str, list[float]], name: str, base: str) -> tuple[float, f
 def ratios(times: dict[str, list[float]], base: str, digits: int = 4) -> dict[str, list[float]]:
     """``ratio`` of everything but the base, rounded for a result file."""
     return {name: [round(value, digits) for value in ratio(times, name, base)] for name in times if name != base}
+
+
+def in_fresh_processes(module: str, *words: object, times: int = 3) -> list[str]:
+    """What ``python -m benchmarks.MODULE words`` prints, so many times: a peak of memory belongs to one process."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, words)]
+    return [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(times)]
 
 
 def save(name: str, rows: dict[str, object]) -> None:

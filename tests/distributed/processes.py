@@ -80,6 +80,26 @@ def together(function, *args, folder, world=WORLD, limit_s=60):
     return finish(*start(function, args, folder, world), limit_s)
 
 
+def saved(function, names, folder):
+    """``{name: [what function(name, rank, 2) returned in each process]}``, with a process group around all of them."""
+    ended = together(_save_all, function, names, folder, folder=folder)
+    assert [process.code for process in ended] == [0] * WORLD, ended[-1].text
+    import torch
+
+    return {
+        name: [torch.load(folder / f"{name}_{rank}.pt", weights_only=True) for rank in range(WORLD)] for name in names
+    }
+
+
+def _save_all(rank, function, names, folder):
+    import torch
+
+    torch.distributed.init_process_group("gloo")
+    for name in names:
+        torch.save(function(name, rank, WORLD), folder / f"{name}_{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
 def command(rank, words):
     """``python train.py`` with these words."""
     from recipes.cli import train

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from processes import TINY, command, together
+from processes import TINY, command, saved, together
 
 from kernels.batch import Batch, Output, Step
 from kernels.mixed_pairs import MixedPairs
@@ -71,28 +71,17 @@ def two_updates(name, rank, world):
     return found, [value for value in loss.state_dict().values()]
 
 
-def in_two(rank, folder):
-    torch.distributed.init_process_group("gloo")
-    for name in MAKE:
-        torch.save(two_updates(name, rank, 2), folder / f"{name}_{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("losses")
-    ended = together(in_two, folder, folder=folder)
-    assert [process.code for process in ended] == [0, 0], ended[-1].text
-    return folder
+def in_two(tmp_path_factory):
+    return saved(two_updates, list(MAKE), tmp_path_factory.mktemp("losses"))
 
 
 @pytest.mark.parametrize("name", list(MAKE))
-def test_two_processes_are_one(saved, name):
+def test_two_processes_are_one(in_two, name):
     loss = MAKE[name]()
     one, state = two_updates(name, 0, 1)
     assert all(bool(value.any()) for values in one for value in values[:2]), "nothing to compare"
-    for rank in range(2):
-        two, other = torch.load(saved / f"{name}_{rank}.pt", weights_only=True)
+    for two, other in in_two[name]:
         for ours, theirs in zip(two, one, strict=True):
             for a, b in zip(ours, theirs, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)

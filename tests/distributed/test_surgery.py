@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from processes import together
+from processes import saved
 
 from kernels.batch import Batch, Step
 from lightning_modules.losses.cross_entropy import CrossEntropy
@@ -48,27 +48,16 @@ def update(name, rank, world):
     return found
 
 
-def in_two(rank, folder):
-    torch.distributed.init_process_group("gloo")
-    for name in CASES:
-        torch.save(update(name, rank, 2), folder / f"{name}_{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("surgery")
-    ended = together(in_two, folder, folder=folder)
-    assert [process.code for process in ended] == [0, 0], ended[-1].text
-    return folder
+def in_two(tmp_path_factory):
+    return saved(update, list(CASES), tmp_path_factory.mktemp("surgery"))
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_two_processes_are_one(saved, name):
+def test_two_processes_are_one(in_two, name):
     one = update(name, 0, 1)
     assert len(one) > 10 and any(bool(gradient.any()) for gradient in one.values())
-    for rank in range(2):
-        two = torch.load(saved / f"{name}_{rank}.pt", weights_only=True)
+    for two in in_two[name]:
         assert two.keys() == one.keys()
         for key, gradient in one.items():
             torch.testing.assert_close(two[key], gradient, rtol=1e-8, atol=1e-11, msg=key)
