@@ -16,19 +16,18 @@ from torch import Tensor
 
 from lightning_modules.distributed import share_of
 from lightning_modules.evaluators.base import EvaluationData, Evaluator
-from lightning_modules.evaluators.embedded import embedded
 from lightning_modules.evaluators.result import Evaluation
 from lightning_modules.network import Network
 from lightning_modules.retrieval.clusters import cluster_metrics
 from lightning_modules.retrieval.collapse import collapse
-from lightning_modules.retrieval.files import Neighbours, save_neighbours
+from lightning_modules.retrieval.evaluation import evaluation_of
+from lightning_modules.retrieval.files import Neighbours
 from lightning_modules.retrieval.gather import gathered_once
 from lightning_modules.retrieval.index import (
     APPROXIMATE,
     approximate,
     build,
     index_recall,
-    save_index,
     settings,
     sharded,
 )
@@ -39,7 +38,6 @@ from lightning_modules.retrieval.measure import ClassSums, Plan, measure
 from lightning_modules.retrieval.query_expansion import expanded
 from lightning_modules.retrieval.scores import Array, Scores
 from lightning_modules.retrieval.search import Hits, Ranking, reach, search
-from lightning_modules.retrieval.view import SHOWN, at_cutoffs, embedding_map, galleries, worst_classes
 
 
 class RetrievalEvaluator(Evaluator):
@@ -172,8 +170,8 @@ class RetrievalEvaluator(Evaluator):
             TypeError: labels that are not integers, masks that are not boolean.
         """
         if isinstance(network, torch.nn.Module):
-            return self._of_network(network, data)  # type: ignore[arg-type]
-        return self._measured(network, data, **keys)[0]
+            return evaluation_of(self, network, data)  # type: ignore[arg-type]
+        return self.measured(network, data, **keys)[0]
 
     def search(self, embeddings: Any, count: int, *, is_query: Any = None, is_gallery: Any = None) -> Neighbours:
         """The ``count`` nearest neighbours of each query, as the metrics see them.
@@ -193,7 +191,7 @@ class RetrievalEvaluator(Evaluator):
         values = scores.published(np.concatenate([ranking.scores for ranking in found]))
         return Neighbours(rows.queries, np.where(column >= 0, rows.gallery[column], -1), values)
 
-    def _measured(
+    def measured(
         self,
         embeddings: Any,
         labels: Any,
@@ -256,39 +254,6 @@ class RetrievalEvaluator(Evaluator):
             candidates = sharded(scores, reach(scores, count), self.index_options["shards"])
             return search(scores, count, hits, candidates)
         return search(scores, count, hits)
-
-    def _of_network(self, network: Network, data: EvaluationData) -> Evaluation:
-        embeddings, labels, index = embedded(network, data)
-        query = None if data.is_query is None else data.is_query.cpu()[index].bool()
-        gallery = None if query is None else ~query
-        roles = {"is_query": query, "is_gallery": gallery}
-        metrics, sums, classes = self._measured(embeddings, labels, index_ids=index, **roles)
-        evaluation = Evaluation(metrics=metrics, figures=at_cutoffs(metrics, self.ks))
-        evaluation.tables = worst_classes(sums, classes, data.classes, self.lone, self.ks[0])
-        if self.map is not None:
-            evaluation.maps = {"Test images": embedding_map(embeddings, labels.numpy(), data.classes, self.map)}
-        if self.save or (self.num_queries and data.picture is not None):
-            found = self.search(embeddings, min(SHOWN, len(labels)), **roles)
-            if self.num_queries and data.picture is not None:
-                held = None if gallery is None else gallery.numpy()
-                facts = labels.numpy(), held, index.numpy(), data.classes
-                evaluation.queries = galleries(found, *facts, data.picture, self.num_queries)
-            if self.save:
-                self._save(embeddings, labels, index, found, data, roles)
-        return evaluation
-
-    def _save(
-        self, embeddings: Tensor, labels: Tensor, index: Tensor, found: Neighbours, data: EvaluationData, roles: Any
-    ) -> None:
-        if data.output is None:
-            raise ValueError("save=true needs a folder to write to: EvaluationData.output")
-        with open(data.output / "embeddings.npz", "wb") as file:
-            np.savez(file, embeddings=embeddings.numpy(), labels=labels.numpy(), index=index.numpy())
-        save_neighbours(data.output / "neighbours.npz", found)
-        rows = checked(embeddings, labels.numpy(), self.metric, **roles)
-        kind = self.index if self.index in APPROXIMATE else "flat"
-        scores = Scores(rows.embeddings, rows.queries, rows.gallery, self.metric)
-        save_index(data.output / "index.faiss", build(scores, kind, self.index_options if kind != "flat" else None))
 
 
 def on_gpu(vectors: Tensor) -> Tensor:
