@@ -33,6 +33,23 @@ Ties = Literal["index", "optimistic", "pessimistic", "expected"]
 
 
 @dataclass(frozen=True, slots=True)
+class RelevantRanks:
+    """Where the relevant items of each query stand in the whole gallery; padded with ``size_QP = 0``.
+
+    Attributes:
+        rank_QP: position from 1 in the order (score descending, gallery id ascending), ascending in each row.
+        above_QP: items with a higher score.
+        size_QP: items with this score, itself included.
+        hits_QP: relevant items with this score, itself included.
+    """
+
+    rank_QP: Tensor
+    above_QP: Tensor
+    size_QP: Tensor
+    hits_QP: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class RankedLists:
     """The first K positions of each query's list.
 
@@ -54,22 +71,25 @@ class RankedLists:
         start_QK = torch.arange(relevant_QK.shape[1], device=relevant_QK.device).expand(relevant_QK.shape)
         return cls(relevant_QK, start_QK, torch.ones_like(start_QK), relevant_QK.long())
 
-
-@dataclass(frozen=True, slots=True)
-class RelevantRanks:
-    """Where the relevant items of each query stand in the whole gallery; padded with ``size_QP = 0``.
-
-    Attributes:
-        rank_QP: position from 1 in the order (score descending, gallery id ascending), ascending in each row.
-        above_QP: items with a higher score.
-        size_QP: items with this score, itself included.
-        hits_QP: relevant items with this score, itself included.
-    """
-
-    rank_QP: Tensor
-    above_QP: Tensor
-    size_QP: Tensor
-    hits_QP: Tensor
+    @classmethod
+    def of_ranks(cls, ranks: RelevantRanks, length: int) -> RankedLists:
+        """What the ranks of the relevant items tell of the first positions: all, but ties among irrelevant items."""
+        real_QP = ranks.size_QP > 0
+        relevant_QK = torch.zeros(len(real_QP), length + 1, dtype=torch.bool, device=real_QP.device)
+        relevant_QK.scatter_(1, torch.where(real_QP, ranks.rank_QP - 1, length).clamp(max=length), True)
+        position_QK = torch.arange(length, device=real_QP.device).expand(len(real_QP), length).contiguous()
+        above_QP = torch.where(real_QP, ranks.above_QP, torch.iinfo(torch.int64).max)
+        item_QK = torch.searchsorted(above_QP, position_QK, right=True) - 1  # the last that begins here or before
+        above_QK, size_QK, hits_QK = (
+            field.gather(1, item_QK.clamp(min=0)) for field in (ranks.above_QP, ranks.size_QP, ranks.hits_QP)
+        )
+        inside_QK = (item_QK >= 0) & (position_QK < above_QK + size_QK)
+        return cls(
+            relevant_QK[:, :length],
+            torch.where(inside_QK, above_QK, position_QK),
+            torch.where(inside_QK, size_QK, 1),
+            torch.where(inside_QK, hits_QK, 0),
+        )
 
 
 def cutoff_metrics(lists: RankedLists, relevant_Q: Tensor, ks: Sequence[int], ties: Ties) -> dict[str, Tensor]:

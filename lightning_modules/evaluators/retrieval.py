@@ -19,7 +19,7 @@ from lightning_modules.evaluators.base import EvaluationData, Evaluator
 from lightning_modules.evaluators.result import Evaluation
 from lightning_modules.network import Network
 from lightning_modules.retrieval.clusters import cluster_metrics
-from lightning_modules.retrieval.collapse import collapse
+from lightning_modules.retrieval.collapse import best_is_tied, collapse
 from lightning_modules.retrieval.evaluation import evaluation_of
 from lightning_modules.retrieval.files import Neighbours
 from lightning_modules.retrieval.gather import gathered_once
@@ -37,7 +37,7 @@ from lightning_modules.retrieval.labels import Relevance
 from lightning_modules.retrieval.measure import ClassSums, Plan, measure
 from lightning_modules.retrieval.query_expansion import expanded
 from lightning_modules.retrieval.scores import Array, Scores
-from lightning_modules.retrieval.search import Hits, Ranking, reach, search
+from lightning_modules.retrieval.search import Hits, Ranking, in_order, reach, search
 
 
 class RetrievalEvaluator(Evaluator):
@@ -186,10 +186,9 @@ class RetrievalEvaluator(Evaluator):
             rows = checked(embeddings, labels, self.metric, is_query, is_gallery)
             scores = self._scores(rows, rows.queries)
             index = build(scores, self.index, self.index_options) if self.index in APPROXIMATE else None
-            found = list(self._rankings(scores, min(count, len(rows.gallery)), None, index))
-        column = np.concatenate([ranking.columns for ranking in found])
-        values = scores.published(np.concatenate([ranking.scores for ranking in found]))
-        return Neighbours(rows.queries, np.where(column >= 0, rows.gallery[column], -1), values)
+            length = min(count, len(rows.gallery))
+            column, value = in_order(self._rankings(scores, length, None, index), len(rows.queries), length)
+        return Neighbours(rows.queries, np.where(column >= 0, rows.gallery[column], -1), scores.published(value))
 
     def measured(
         self,
@@ -225,7 +224,7 @@ class RetrievalEvaluator(Evaluator):
                 used = np.union1d(rows.queries, rows.gallery)
                 plain = Scores(rows.embeddings, used, used, self.metric)
                 metrics |= cluster_metrics(plain, used, rows.labels[used])
-            metrics |= collapse(scores, float(sums.tied.sum()) / total)
+            metrics |= collapse(scores, float(sums.tied[0] / max(sums.tied[1], 1)))
         return metrics, sums, classes
 
     def _sums(self, rows: Rows, asked: Array, scores: Scores) -> tuple[dict[str, float], ClassSums, Array]:
@@ -235,7 +234,11 @@ class RetrievalEvaluator(Evaluator):
         count = min(count, len(rows.gallery))
         index = build(scores, self.index, self.index_options) if self.index in APPROXIMATE else None
         plan = Plan(self.ks, self.ties, self.full_map, None if index is None else count)
-        sums = measure(scores, relevance, plan, self._rankings(scores, count, relevance.hits, index))
+        counted = self.full_map and self.index in ("flat", "gpu")  # ranks of all relevant items tell everything
+        sums = measure(
+            scores, relevance, plan, None if counted else self._rankings(scores, count, relevance.hits, index)
+        )
+        sums.tied += best_is_tied(scores, asked, rows.queries)
         return {} if index is None else index_recall(scores, index, self.ks), sums, relevance.classes
 
     def _scores(self, rows: Rows, queries: Array) -> Scores:

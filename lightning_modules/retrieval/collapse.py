@@ -6,12 +6,29 @@ import math
 import warnings
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
-from lightning_modules.retrieval.scores import CHUNK, Scores
+from lightning_modules.retrieval.scores import CHUNK, Array, Scores
+from lightning_modules.retrieval.search import dense
 
 SPREAD = 1e-3  # distance to the mean row, over the length of a row
 TIED = 0.5
+SAMPLE = 64  # queries that are looked at
+
+
+def best_is_tied(scores: Scores, asked: Array, among: Array) -> Array:
+    """How many of a few queries have several best neighbours, and how many were looked at.
+
+    Args:
+        scores: of queries with the gallery.
+        asked: ``[Q]`` rows of these queries, ascending.
+        among: all queries, ``asked`` are some of them; those at even steps are looked at.
+    """
+    step = np.unique(np.linspace(0, len(among) - 1, SAMPLE).astype(int))
+    part = np.flatnonzero(np.isin(asked, among[step]))
+    sizes = [ranking.last_size for ranking in dense(scores, part, 1, None)]
+    return np.array([sum((size > 1).sum() for size in sizes), len(part)], dtype=float)
 
 
 def collapse(scores: Scores, tied: float) -> dict[str, float]:

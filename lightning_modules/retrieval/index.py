@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lightning_modules.retrieval.scores import CHUNK, Array, Scores
-from lightning_modules.retrieval.search import Ranking, search
+from lightning_modules.retrieval.search import Ranking, in_order, search
 from lightning_modules.retrieval.tiles import Candidates, nearest
 
 #: Settings of each kind of index; None is chosen by the size of the gallery or of the list.
@@ -146,10 +146,8 @@ def index_recall(scores: Scores, index: Any, ks: tuple[int, ...]) -> dict[str, f
     sample = np.unique(np.linspace(0, total - 1, min(total, SAMPLE)).astype(int))
     part = Scores(scores.embeddings, scores.queries[sample], scores.gallery, scores.metric, scores.groups)
     largest = min(ks[-1], len(scores.gallery))
-    found, true = (
-        np.concatenate([ranking.columns for ranking in rankings])
-        for rankings in (approximate(part, index, largest), search(part, largest))
-    )
+    rankings = approximate(part, index, largest), search(part, largest)
+    (found, _), (true, _) = (in_order(ranking, len(sample), largest) for ranking in rankings)
     result = {}
     for k in sorted({min(k, largest) for k in ks}):
         hit = ((true[:, :k, None] == found[:, None, :k]).any(2) & (true[:, :k] >= 0)).sum()

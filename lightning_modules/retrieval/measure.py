@@ -63,12 +63,13 @@ class ClassSums:
     Attributes:
         names: metrics, the columns of ``sums``.
         sums: ``[C, metrics]``.
-        queries: ``[C]`` queries; ``lone`` of them without a relevant item; ``tied`` with several best neighbours.
+        queries: ``[C]`` queries; ``lone`` of them without a relevant item.
+        tied: queries with several best neighbours, and the queries that were looked at for it.
     """
 
     def __init__(self, names: list[str], classes: int) -> None:
         self.names, self.sums = names, np.zeros((classes, len(names)))
-        self.queries, self.lone, self.tied = (np.zeros(classes) for _ in range(3))
+        self.queries, self.lone, self.tied = np.zeros(classes), np.zeros(classes), np.zeros(2)
 
     def add(self, classes_B: Array, metrics: dict[str, Tensor]) -> None:
         """Add the values of some queries; queries without a relevant item bring zeros."""
@@ -78,9 +79,11 @@ class ClassSums:
 
     def over_processes(self, device: torch.device) -> None:
         """Make them the sums over all processes."""
-        table = np.column_stack([self.sums, self.queries, self.lone, self.tied])
-        total = total_over_processes(torch.from_numpy(table).to(device)).cpu().numpy()
-        self.sums, (self.queries, self.lone, self.tied) = total[:, :-3], total[:, -3:].T
+        fields = [self.sums, self.queries, self.lone, self.tied]
+        flat = torch.from_numpy(np.concatenate([field.ravel() for field in fields])).to(device)
+        total = total_over_processes(flat).cpu().numpy()
+        for field, part in zip(fields, np.split(total, np.cumsum([field.size for field in fields])[:-1]), strict=True):
+            field[:] = part.reshape(field.shape)
 
     def counted(self, lone: str) -> Array:
         """``[C]`` queries that the means are over."""
@@ -97,7 +100,7 @@ class ClassSums:
         return result
 
 
-def measure(scores: Scores, relevance: Relevance, plan: Plan, rankings: Iterable[Ranking]) -> ClassSums:
+def measure(scores: Scores, relevance: Relevance, plan: Plan, rankings: Iterable[Ranking] | None) -> ClassSums:
     """Sums over all queries of the scores.
 
     Args:
@@ -105,34 +108,53 @@ def measure(scores: Scores, relevance: Relevance, plan: Plan, rankings: Iterable
         relevance: the relevant items.
         plan: what is measured.
         rankings: of all queries, each list as long as the largest cutoff or number of relevant items, or the gallery.
+            None where all ranks of relevant items are to be counted: they tell the rest.
     """
     sums = ClassSums(plan.names, len(relevance.classes))
     sums.queries += np.bincount(relevance.class_Q, minlength=len(sums.queries))
     sums.lone += np.bincount(relevance.class_Q[relevance.total_Q == 0], minlength=len(sums.queries))
-    missing: list[Array] = []
-    for ranking in rankings:
-        kind, total = relevance.class_Q[ranking.queries], relevance.total_Q[ranking.queries]
-        total_B, lists = torch.from_numpy(total), listed(ranking, relevance, plan.ties)
-        sums.add(kind, cutoff_metrics(lists, total_B, plan.ks, plan.ties) | r_metrics(lists, total_B, plan.ties))
-        sums.tied += np.bincount(kind[_tied_first(ranking)], minlength=len(sums.tied))
-        if not plan.full_map:
-            found_B, value_B = _first_hit(lists, plan.ties)
-            sums.add(kind, {plan.first_hit: value_B})
-            missing.append(ranking.queries[~found_B.numpy() & (total > 0)])
+    left = np.flatnonzero(relevance.total_Q > 0)
+    if rankings is not None:
+        unknown = _add_lists(sums, relevance, plan, rankings)
+        left = left if plan.full_map else unknown
     if plan.cutoff is None:
-        left = np.flatnonzero(relevance.total_Q > 0) if plan.full_map else np.concatenate(missing)
-        _add_ranks(sums, scores, relevance, plan, left)
+        _add_ranks(sums, scores, relevance, plan, left, rankings is None)
     return sums
 
 
-def _add_ranks(sums: ClassSums, scores: Scores, relevance: Relevance, plan: Plan, queries: Array) -> None:
-    """What needs ranks in the whole gallery."""
+def _add_lists(sums: ClassSums, relevance: Relevance, plan: Plan, rankings: Iterable[Ranking]) -> Array:
+    """What the first neighbours tell; the queries whose first relevant item is not among them."""
+    unknown = []
+    for ranking in rankings:
+        kind, total = relevance.class_Q[ranking.queries], relevance.total_Q[ranking.queries]
+        lists = listed(ranking, relevance, plan.ties)
+        sums.add(kind, _of_lists(lists, total, plan))
+        if not plan.full_map:
+            found_B, value_B = _first_hit(lists, plan.ties)
+            sums.add(kind, {plan.first_hit: value_B})
+            unknown.append(ranking.queries[~found_B.numpy() & (total > 0)])
+    return np.concatenate(unknown) if unknown else np.empty(0, dtype=np.int64)
+
+
+def _of_lists(lists: RankedLists, total: Array, plan: Plan) -> dict[str, Tensor]:
+    total_B = torch.from_numpy(total)
+    return cutoff_metrics(lists, total_B, plan.ks, plan.ties) | r_metrics(lists, total_B, plan.ties)
+
+
+def _add_ranks(
+    sums: ClassSums, scores: Scores, relevance: Relevance, plan: Plan, queries: Array, everything: bool
+) -> None:
+    """What needs ranks in the whole gallery, or all that they tell."""
     for part, found in ranks(scores, relevance, queries, first_only=not plan.full_map):
+        kind, total = relevance.class_Q[part], relevance.total_Q[part]
         rank, above, size, hits = (x[:, 0] for x in (found.rank_QP, found.above_QP, found.size_QP, found.hits_QP))
         values = {plan.first_hit: reciprocal_rank(rank, above, size, hits, plan.ties)}
         if plan.full_map:
-            values["map"] = average_precision(found, torch.from_numpy(relevance.total_Q[part]), plan.ties)
-        sums.add(relevance.class_Q[part], values)
+            values["map"] = average_precision(found, torch.from_numpy(total), plan.ties)
+        if everything:
+            length = min(max(plan.ks[-1], int(total.max())), len(scores.gallery))
+            values |= _of_lists(RankedLists.of_ranks(found, length), total, plan)
+        sums.add(kind, values)
 
 
 def listed(ranking: Ranking, relevance: Relevance, ties: Ties) -> RankedLists:
@@ -156,10 +178,3 @@ def _first_hit(lists: RankedLists, ties: Ties) -> tuple[Tensor, Tensor]:
     fields = (lists.start_QK, lists.size_QK, lists.hits_QK)
     start_B, size_B, hits_B = (field.gather(1, place_B[:, None])[:, 0] for field in fields)
     return found_B, reciprocal_rank(place_B + 1, start_B, size_B, hits_B.clamp(min=1), ties) * found_B
-
-
-def _tied_first(ranking: Ranking) -> Array:
-    """``[B]`` whether the best neighbour is not the only one with its score."""
-    if ranking.start.shape[1] > 1:
-        return (ranking.start[:, 1] == 0) & (ranking.columns[:, 1] >= 0)
-    return ranking.last_size > 1

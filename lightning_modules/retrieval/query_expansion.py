@@ -29,14 +29,14 @@ def expanded(scores: Scores, count: int, alpha: float = 3.0) -> Scores:
     if scores.metric != "cosine":
         raise ValueError("query expansion weights neighbours by their cosine: set metric=cosine or query_expansion=0")
     unit, total = scores.rows(scores.gallery, scores.embeddings.dtype)[0], len(scores.gallery)
-    parts = []
+    asked = torch.empty(len(scores.queries), unit.shape[1], dtype=unit.dtype, device=scores.device)
     for ranking in search(scores, min(count, total)):
         near = torch.from_numpy(ranking.columns).to(scores.device)
         cosine = torch.from_numpy(ranking.scores).to(scores.device).clamp(min=0)
         weight = torch.where(near >= 0, cosine**alpha, 0.0).to(unit.dtype)
         own = scores.rows(scores.queries[ranking.queries], unit.dtype)[0]
-        parts.append(torch.baddbmm(own[:, None], weight[:, None], unit[near.clamp(min=0)])[:, 0])
-    matrix = torch.cat([unit, *parts])
+        asked[ranking.queries] = torch.baddbmm(own[:, None], weight[:, None], unit[near.clamp(min=0)])[:, 0]
+    matrix = torch.cat([unit, asked])
     queries = np.arange(total, len(matrix))
     groups = None if scores.groups is None else scores.groups[np.concatenate([scores.gallery, scores.queries])]
     return Scores(matrix, queries, np.arange(total), "cosine", groups, scores.own_Q)

@@ -118,13 +118,14 @@ class Scores:
 
         Args:
             ids: ``[B]`` rows, ascending.
-            dtype: float32 or float64.
+            dtype: bfloat16 (cosine only), float32 or float64.
         """
         contiguous = len(ids) > 0 and ids[-1] - ids[0] == len(ids) - 1
         where: Any = slice(int(ids[0]), int(ids[-1]) + 1) if contiguous else torch.as_tensor(ids, device=self.device)
         rows, scale = self.embeddings[where], self.scale_N[where, None]
         if self.half_N is None:
-            return (rows if self.unit and dtype == torch.float32 else rows.to(dtype) * scale.to(dtype)), None
+            wide = torch.promote_types(dtype, torch.float32)
+            return (rows if self.unit and wide == torch.float32 else rows.to(wide) * scale.to(wide)).to(dtype), None
         return (self._centered(rows) * scale).to(dtype), self.half_N[where].to(dtype)
 
     def tile(
@@ -157,6 +158,22 @@ class Scores:
         if self.group_Q is not None and self.group_G is not None:
             group_B = self.group_Q[torch.as_tensor(queries, device=self.device)][:, None]
             scores_BM.masked_fill_((group_B == self.group_G[columns]) & (group_B >= 0), -torch.inf)
+
+    def near(self, queries: Array, columns: Array) -> Array:
+        """``[B, L]`` float32 cosines of queries with some columns each; of anything where a column is -1."""
+        _, width = columns.shape
+        size = max(CHUNK // (width * self.embeddings.shape[1]), 1)
+        buffer = torch.empty(size * width, self.embeddings.shape[1], dtype=self.embeddings.dtype, device=self.device)
+        result = np.empty(columns.shape, dtype=np.float32)
+        for a in range(0, len(queries), size):
+            asked = torch.as_tensor(self.queries[queries[a : a + size]], device=self.device)
+            found = torch.as_tensor(self.gallery[columns[a : a + size]].ravel(), device=self.device)
+            rows = torch.index_select(self.embeddings, 0, found, out=buffer[: len(found)]).view(len(asked), width, -1)
+            cosine = rows.mul_(self.embeddings[asked, None]).sum(2)
+            if not self.unit:
+                cosine = cosine * self.scale_N[asked, None] * self.scale_N[found].view(len(asked), width)
+            result[a : a + size] = cosine.cpu().numpy()
+        return result
 
     def pairs(self, queries: Array, columns: Array) -> Array:
         """``[P]`` float64 scores of single pairs of a query and a gallery item."""

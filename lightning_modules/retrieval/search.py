@@ -1,9 +1,9 @@
 """The exact nearest neighbours of every query: ranked by score, equal scores by gallery position.
 
-Float32 scores find the candidates. A score is trusted as far as its rounding error allows: neighbours whose scores lie
-closer together are scored again in float64, and a query whose last neighbour cannot be told from those left out is
-ranked against its whole row of the gallery in float64. So the ranking is that of the true scores, duplicates and
-quantized embeddings included, at the price of float32.
+Float32 scores find the candidates, or bfloat16 ones where those are faster. A score is trusted as far as its rounding
+error allows: neighbours whose scores lie closer together are scored again in float64, and a query whose last neighbour
+cannot be told from those left out is asked again, in the end against its whole row of the gallery in float64. So the
+ranking is that of the true scores, duplicates and quantized embeddings included, at the price of float32.
 
 Shape legend: B queries, K neighbours, L candidates, G gallery.
 """
@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from lightning_modules.retrieval.coarse import Bounded, coarse
 from lightning_modules.retrieval.scores import CHUNK, Array, Scores
-from lightning_modules.retrieval.tiles import Candidates, nearest
+from lightning_modules.retrieval.tiles import Candidates, in_blocks, nearest
 
 SMALL = 512  # galleries that are ranked as a whole: faster than to look for candidates
 Hits = Callable[[Array, Array], Array]  # (queries, columns) -> bool: is it relevant
@@ -47,7 +48,7 @@ class Ranking:
 def search(
     scores: Scores, count: int, hits: Hits | None = None, candidates: Candidates | None = None
 ) -> Iterator[Ranking]:
-    """The ``count`` nearest neighbours of each query, some queries at a time.
+    """The ``count`` nearest neighbours of each query, some queries at a time, in no particular order of the queries.
 
     Args:
         scores: of queries with the gallery.
@@ -61,10 +62,39 @@ def search(
     if scores.whole_rows or (candidates is None and (4 * wanted > total or total <= SMALL)):
         yield from dense(scores, np.arange(len(scores.queries)), count, hits)
         return
-    for queries, score, column in candidates or nearest(scores, wanted):
-        open_B = _undecided(score, count, scores)
-        ranking = _certified(scores, queries, score, column, count, hits)
-        yield _joined(ranking, open_B, dense(scores, queries[open_B], count, hits)) if open_B.any() else ranking
+    found = coarse(scores, count, wanted) if candidates is None else None
+    if found is not None:
+        again: list[Array] = []
+        yield from _decided(scores, found, count, hits, again)
+        candidates = in_blocks(scores, wanted, np.concatenate(again))
+    single = (
+        (*part, part[1][:, -1].astype(np.float64) + scores.error) for part in candidates or nearest(scores, wanted)
+    )
+    left: list[Array] = []
+    yield from _decided(scores, single, count, hits, left)
+    yield from dense(scores, np.concatenate(left), count, hits)
+
+
+def in_order(rankings: Iterable[Ranking], queries: int, count: int) -> tuple[Array, Array]:
+    """Columns and scores ``[queries, count]`` of the rankings of all queries."""
+    columns, scores = np.full((queries, count), -1), np.full((queries, count), -np.inf)
+    for ranking in rankings:
+        columns[ranking.queries], scores[ranking.queries] = ranking.columns, ranking.scores
+    return columns, scores
+
+
+def _decided(
+    scores: Scores, candidates: Bounded, count: int, hits: Hits | None, left: list[Array]
+) -> Iterator[Ranking]:
+    """Rankings of the queries whose candidates decide them; the others are left."""
+    left.append(np.empty(0, dtype=np.int64))
+    for queries, score, column, outside in candidates:
+        open_B = _undecided(score, count, scores, outside)
+        if open_B.any():
+            left.append(queries[open_B])
+            queries, score, column = queries[~open_B], score[~open_B], column[~open_B]
+        if len(queries):
+            yield _certified(scores, queries, score, column, count, hits)
 
 
 def reach(scores: Scores, count: int) -> int:
@@ -72,15 +102,19 @@ def reach(scores: Scores, count: int) -> int:
     return min(count + max(4, count // 8), len(scores.gallery))
 
 
-def _undecided(score_BL: Array, count: int, scores: Scores) -> Array:
+def _undecided(score_BL: Array, count: int, scores: Scores, outside_B: Array) -> Array:
     """``[B]``: what was left out could belong among the first ``count``, or be tied with them.
 
-    A score left out is at most the last candidate's, in float32.
+    Args:
+        score_BL: float32 scores of the candidates, descending.
+        count: neighbours that are asked for.
+        scores: their bounds.
+        outside_B: what was left out scores at most.
     """
     if score_BL.shape[1] == len(scores.gallery):
         return np.zeros(len(score_BL), dtype=bool)
     with np.errstate(invalid="ignore"):  # a short list: -inf - -inf
-        return score_BL[:, count - 1].astype(np.float64) - score_BL[:, -1] <= 2 * scores.error + scores.tie
+        return score_BL[:, count - 1].astype(np.float64) - outside_B <= scores.error + scores.tie
 
 
 def _certified(
@@ -184,16 +218,3 @@ def _ranked_rows(scores: Scores, queries: Array, row_BG: torch.Tensor, count: in
     size = np.where(edge[:, 0] > -np.inf, size, 1)
     starts = np.maximum.accumulate(_run_starts(run), axis=1)
     return Ranking(queries, column, value, starts, size, last_hits)
-
-
-def _joined(ranking: Ranking, open_B: Array, parts: Iterable[Ranking]) -> Ranking:
-    """The ranking with the rows of undecided queries replaced."""
-    row = np.flatnonzero(open_B)
-    fields = {name: getattr(ranking, name).copy() for name in ("columns", "scores", "start", "last_size", "last_hits")}
-    done = 0
-    for part in parts:
-        here = row[done : done + len(part.queries)]
-        for name, values in fields.items():
-            values[here] = getattr(part, name)
-        done += len(here)
-    return Ranking(ranking.queries, **fields)

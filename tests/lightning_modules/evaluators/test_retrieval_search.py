@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_modules.retrieval import best, tiles
+from lightning_modules.retrieval import coarse as coarse_module
 from lightning_modules.retrieval import search as search_module
-from lightning_modules.retrieval import tiles
 from lightning_modules.retrieval.index import sharded
 from lightning_modules.retrieval.scores import Scores
-from lightning_modules.retrieval.search import dense, reach, search
+from lightning_modules.retrieval.search import dense, in_order, reach, search
 
 
 def rows_of(kind, total, width, rng):
@@ -72,8 +73,11 @@ def test_search(monkeypatch, kind, metric):
         count = int(rng.integers(1, total // 6 - 5))
         monkeypatch.setattr(tiles, "SIDE", int(rng.choice([16, 64, 2048])))
         monkeypatch.setattr(tiles, "MANY", int(rng.choice([1, 1 << 20])))
-        monkeypatch.setattr(tiles, "PENDING", int(rng.choice([50, 1 << 19])))
+        monkeypatch.setattr(best, "PENDING", int(rng.choice([50, 1 << 19])))
         monkeypatch.setattr(tiles, "STATE_BYTES", int(rng.choice([0, 1 << 30])))
+        monkeypatch.setattr(coarse_module, "has_fast_bfloat16", lambda trial=trial: trial % 2 == 0)
+        monkeypatch.setattr(coarse_module, "SIDE", 16)
+        monkeypatch.setattr(coarse_module, "OPEN", float(rng.choice([0.05, 1])))
         rows, every = rows_of(kind, total, width, rng), np.arange(total)
         queries = every if trial % 3 else np.flatnonzero(rng.random(total) < 0.5)
         gallery = every if trial % 3 else np.flatnonzero(rng.random(total) < 0.7)
@@ -105,7 +109,7 @@ def test_shards_are_one_gallery(kind):
     whole = list(search(scores, 6))
     for shards in (1, 2, 7):
         parts = list(search(scores, 6, None, sharded(scores, reach(scores, 6), shards)))
-        columns = (np.concatenate([ranking.columns for ranking in rankings]) for rankings in (whole, parts))
+        columns = (in_order(rankings, 800, 6)[0] for rankings in (whole, parts))
         assert np.array_equal(*columns)
 
 
@@ -115,15 +119,50 @@ def test_the_search_of_a_gpu_finds_the_same(monkeypatch):
     rows, every = rows_of("copies", 900, 8, rng), np.arange(900)
     scores = Scores(rows, every, every)
     found = search(scores, 5, None, tiles._selected(scores, reach(scores, 5)))
-    both = [np.concatenate([r.columns for r in rankings]) for rankings in (found, dense(scores, every, 5, None))]
-    assert np.array_equal(*both)
+    assert np.array_equal(*(in_order(rankings, 900, 5)[0] for rankings in (found, dense(scores, every, 5, None))))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu():
     rows, every = rows_of("copies", 3000, 16, np.random.default_rng(2)), np.arange(3000)
     both = [list(search(Scores(x, every, every), 9)) for x in (rows, rows.cuda())]
-    assert np.array_equal(*(np.concatenate([r.columns for r in rankings]) for rankings in both))
+    assert np.array_equal(*(in_order(rankings, 3000, 9)[0] for rankings in both))
+
+
+@pytest.mark.parametrize("length", [1.0, 3.0])
+@pytest.mark.parametrize("queries", [2048, 700])
+def test_bfloat16_candidates_become_exact_neighbours(monkeypatch, queries, length):
+    """The scores of unit rows and of others; a query that bfloat16 leaves undecided is asked again."""
+    monkeypatch.setattr(coarse_module, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(coarse_module, "SIDE", 512)
+    again = []
+
+    def counting(scores, count, ids, *precision):
+        again.append(len(ids))
+        return tiles.in_blocks(scores, count, ids, *precision)
+
+    monkeypatch.setattr(search_module, "in_blocks", counting)
+    rng = np.random.default_rng(0)
+    rows = torch.from_numpy(rng.standard_normal((2048, 16))).float()
+    rows = length * torch.nn.functional.normalize(torch.cat([rows, rows[:300], rows[:300]]), dim=1)
+    total = len(rows)
+    scores = Scores(rows, np.arange(queries), np.arange(total))
+    found, true = (in_order(x, queries, 10) for x in (search(scores, 10), dense(scores, np.arange(queries), 10, None)))
+    assert np.array_equal(found[0], true[0]) and np.abs(found[1] - true[1]).max() < 1e-6
+    assert 0 < again[0] < queries / 4
+
+
+def test_bfloat16_scores_are_within_their_bound():
+    rng = np.random.default_rng(3)
+    for width, shift in ((3, 0), (128, 0), (700, 3)):
+        rows, every = torch.from_numpy(rng.standard_normal((300, width)) + shift).float(), np.arange(300)
+        scores = Scores(rows, every, every)
+        rough = scores.tile(scores.rows(every, torch.bfloat16), every, slice(0, 300)).double()
+        exact = torch.from_numpy(scores.pairs(np.repeat(every, 300), np.tile(every, 300))).view(300, 300)
+        off = ~torch.eye(300, dtype=torch.bool)
+        bound = coarse_module._error(scores) + coarse_module.HALF * rough.abs()
+        assert ((rough - exact).abs() <= bound)[off].all()
+        assert (rough - exact)[off].abs().max() > bound[off].min() / 30  # not by far
 
 
 def test_float32_scores_are_within_their_bound():

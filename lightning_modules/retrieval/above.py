@@ -1,0 +1,198 @@
+"""How many gallery items score more than each relevant item: counted from tiles of float32 scores, none of them kept.
+
+What lies below the lowest relevant item of its query matters to nobody, and that is nearly all of a tile. The rest
+climbs: past one relevant item after the other, until it meets one that scores more. What float32 cannot tell from a
+relevant item is compared with it in float64.
+
+Shape legend: B queries, L slots: the relevant items of all queries behind each other, and an empty one before each
+query's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_modules.retrieval.labels import Relevance
+from lightning_modules.retrieval.scores import Array, Scores
+
+PENDING = 1 << 18  # comparisons in float64 that wait
+CLOSE = 64  # of them to one relevant item, on average, from which on float64 tiles are faster
+
+
+class TooClose(Exception):
+    """Float32 tells too little of these scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Relevant items of some queries, by falling score, equal ones by column.
+
+    Attributes:
+        queries: ``[B]`` positions among the queries.
+        first: ``[B + 1]`` the empty slot before each query's items, and the end.
+        score: ``[L]`` float64; inf in empty slots.
+        column: ``[L]`` positions in the gallery; -1 in empty slots.
+        hits: ``[L]`` relevant items with the same score; 0 in empty slots.
+        place: ``[L]`` those of them with a lower column.
+    """
+
+    queries: Array
+    first: Array
+    score: Array
+    column: Array
+    hits: Array
+    place: Array
+
+    @classmethod
+    def of(cls, scores: Scores, relevance: Relevance, queries: Array) -> Items:
+        """All relevant items of some queries."""
+        row, column = relevance.pairs(queries)
+        score = scores.pairs(queries[row], column)
+        order = np.lexsort((column, -score, row))
+        row, column, score = row[order], column[order], score[order]
+        new = np.ones(len(row), dtype=bool)
+        new[1:] = (row[1:] != row[:-1]) | ~(score[:-1] - score[1:] <= scores.tie)
+        run = np.cumsum(new) - 1
+        order = np.lexsort((column, run))
+        first = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(queries)) + 1)])
+        slot, size = np.arange(len(row)) + row + 1, np.bincount(run)
+        fields = (
+            (score[order], np.inf),
+            (column[order], -1),
+            (size[run], 0),
+            (np.arange(len(row)) - np.flatnonzero(new)[run], 0),
+        )
+        slots = []
+        for values, empty in fields:
+            slots.append(np.full(first[-1], empty, dtype=values.dtype))
+            slots[-1][slot] = values
+        return cls(queries, first, *slots)
+
+    def best(self) -> Items:
+        """The first item of each query and no other; its ``hits`` still count the others."""
+        keep = self.first[:-1, None] + np.arange(2)
+        slots = (field[keep].ravel() for field in (self.score, self.column, self.hits, self.place))
+        return Items(self.queries, 2 * np.arange(len(self.queries) + 1), *slots)
+
+    def padded(self, values: Array, rows: slice | Array, fill: float = 0) -> Array:
+        """``[B, P]`` of values by slot: those of some queries, without the empty slots."""
+        first, size = self.first[:-1][rows], np.diff(self.first)[rows] - 1
+        place = np.arange(max(int(size.max(initial=0)), 1))
+        slot = np.minimum(first[:, None] + 1 + place, len(values) - 1)
+        return np.where(place < size[:, None], values[slot], fill)
+
+
+class Above:
+    """Counts for items.
+
+    Attributes:
+        above: ``[L]`` gallery items that score more.
+        tied: ``[L]`` gallery items with the same score, itself included.
+        before: ``[L]`` those of them with a lower column.
+    """
+
+    def __init__(self, scores: Scores, items: Items) -> None:
+        self.scores, self.items = scores, items
+        self.above, self.tied, self.before = (np.zeros(len(items.score), dtype=np.int64) for _ in range(3))
+        self.margin = np.float32(scores.error + scores.tie + 2.0**-21)  # the last for differences in float32
+        self.score = items.score.astype(np.float32)
+        self.unclear: list[tuple[Array, Array]] = []
+        self.waiting, self.left = 0, CLOSE * len(items.score) + PENDING
+        self.masks = [torch.empty(0, dtype=torch.bool)] * 2
+
+    def see(self, tile: Tensor, asking: slice, start: int, axis: int) -> None:
+        """Count the scores of a tile.
+
+        Args:
+            tile: float32 scores.
+            asking: the queries of the tile's rows (axis 0) or columns (axis 1).
+            start: first of the gallery columns on the other side.
+            axis: which side asks.
+
+        Raises:
+            TooClose: too many scores that float32 cannot tell from those of relevant items.
+        """
+        if len(self.masks[0]) < tile.numel():
+            self.masks = [torch.empty(tile.numel(), dtype=torch.bool) for _ in range(2)]
+        reached, over = (mask[: tile.numel()].view(tile.shape) for mask in self.masks)
+        empty, slot = self.items.first[:-1][asking], self.items.first[1:][asking] - 1  # the lowest items
+        while True:
+            torch.ge(tile, _along(self.score[slot] - self.margin, axis), out=reached)
+            if np.count_nonzero(reached.numpy()) <= tile.numel() >> 4:
+                break
+            torch.gt(tile, _along(self.score[slot] + self.margin, axis), out=over)
+            self.above[slot] += _counts(over.numpy(), axis)
+            close = np.not_equal(reached.numpy(), over.numpy(), out=over.numpy())
+            self.check(int(np.count_nonzero(close)))
+            _, asked, column = _entries(close, axis, start)
+            self.later(column, slot[asked])
+            slot = np.maximum(slot - 1, empty)
+        flat, asked, column = _entries(reached.numpy(), axis, start)
+        self._climb(tile.numpy().reshape(-1).take(flat), column, slot.take(asked), asking)
+
+    def _climb(self, score: Array, column: Array, slot: Array, asking: slice) -> None:
+        """Count scores at a slot of their query and at those before it, as far as they reach."""
+        base, end = self.items.first[asking.start], self.items.first[asking.stop]
+        while len(score):
+            ahead = score - self.score.take(slot)
+            sure, reached = ahead > self.margin, ahead >= -self.margin
+            self.above[base:end] += np.bincount(slot[sure] - base, minlength=end - base)
+            close = np.flatnonzero(sure < reached)
+            self.check(len(close))
+            self.later(column[close], slot[close])
+            keep = np.flatnonzero(reached)
+            score, column, slot = score.take(keep), column.take(keep), slot.take(keep) - 1
+
+    def check(self, close: int) -> None:
+        """Refuse too many comparisons in float64."""
+        self.left -= close
+        if self.left < 0:
+            raise TooClose
+
+    def later(self, column: Array, slot: Array) -> None:
+        """Columns and slots that are compared in float64."""
+        if len(slot):
+            self.unclear.append((column, slot))
+            self.waiting += len(slot)
+        if self.waiting > PENDING:
+            self.finish()
+
+    def finish(self) -> None:
+        """Compare what waits."""
+        if not self.unclear:
+            return
+        column, slot = (np.concatenate(arrays) for arrays in zip(*self.unclear, strict=True))
+        self.unclear, self.waiting = [], 0
+        own = column == self.items.column[slot]
+        self.tied += np.bincount(slot[own], minlength=len(self.tied))
+        column, slot = column[~own], slot[~own]
+        query = self.items.queries[np.searchsorted(self.items.first, slot, side="right") - 1]
+        ahead = self.scores.pairs(query, column) - self.items.score[slot]
+        tied = np.abs(ahead) <= self.scores.tie
+        before = tied & (column < self.items.column[slot])
+        for counts, here in ((self.above, ahead > self.scores.tie), (self.tied, tied), (self.before, before)):
+            counts += np.bincount(slot[here], minlength=len(counts))
+
+
+def _along(bound: Array, axis: int) -> Tensor:
+    return torch.from_numpy(bound[:, None] if axis == 0 else bound)
+
+
+def _entries(mask: Array, axis: int, start: int) -> tuple[Array, Array, Array]:
+    """Of the entries that are set: place in the tile, who asks (from the tile's first), gallery column."""
+    flat = np.flatnonzero(mask)
+    row = flat // mask.shape[1]
+    column = flat - row * mask.shape[1]
+    return (flat, row, column + start) if axis == 0 else (flat, column, row + start)
+
+
+def _counts(mask: Array, axis: int) -> Array:
+    """Entries that are set, of each row (axis 0) or column (axis 1)."""
+    if axis == 0:
+        return np.array([np.count_nonzero(row) for row in mask])
+    parts = (mask[i : i + 255].view(np.uint8).sum(0, dtype=np.uint8) for i in range(0, len(mask), 255))
+    return np.sum([part.astype(np.int64) for part in parts], axis=0)

@@ -1,0 +1,112 @@
+"""Ranks of relevant items against sorted float64 rows, in every way that they are counted."""
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_modules.retrieval import above, tiles
+from lightning_modules.retrieval import ranks as ranks_module
+from lightning_modules.retrieval.above import Items, TooClose
+from lightning_modules.retrieval.labels import Relevance
+from lightning_modules.retrieval.ranks import ranks
+from lightning_modules.retrieval.scores import Scores
+from tests.lightning_modules.evaluators.test_retrieval_search import rows_of, true_scores
+
+FIELDS = ("rank_QP", "above_QP", "size_QP", "hits_QP")
+
+
+def expected(true, labels, query, gallery, groups):
+    """Rank, items above, items with the same score and relevant ones among them, of each relevant item."""
+    row = np.round(true[query][gallery], 12)
+    hidden = gallery == query
+    if groups is not None and groups[query] >= 0:
+        hidden |= groups[gallery] == groups[query]
+    row[hidden] = -np.inf
+    relevant = (labels[gallery] == labels[query]) & ~hidden
+    order = np.lexsort((np.arange(len(row)), -row))
+    rank = np.empty(len(row), dtype=int)
+    rank[order] = np.arange(1, len(row) + 1)
+    same = row[:, None] == row
+    table = [rank, (row[:, None] < row).sum(1), same.sum(1), (same & relevant).sum(1)]
+    return np.stack([column[order][relevant[order]] for column in table])
+
+
+def check(found, true, labels, queries, gallery, groups, first_only=False):
+    seen = []
+    for part, values in found:
+        seen += part.tolist()
+        for i, position in enumerate(part):
+            right = expected(true, labels, queries[position], gallery, groups)
+            got = np.stack([getattr(values, field)[i].numpy() for field in FIELDS])
+            right = right[:, :1] if first_only else right
+            assert (got[:, right.shape[1] :][2] == 0).all()
+            assert got[:, : right.shape[1]].tolist() == right.tolist()
+    return sorted(seen)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize("kind", ["generic", "quantized", "copies", "constant"])
+def test_ranks(monkeypatch, kind, metric):
+    rng = np.random.default_rng(7)
+    for trial in range(12):
+        monkeypatch.setattr(tiles, "SIDE", int(rng.choice([16, 64, 2048])))
+        monkeypatch.setattr(above, "PENDING", int(rng.choice([20, 1 << 18])))
+        monkeypatch.setattr(above, "CLOSE", int(rng.choice([0, 64, 1 << 20])))
+        monkeypatch.setattr(ranks_module, "FEW", int(rng.choice([0, 12, 1000])))
+        total, width = int(rng.integers(60, 200)), int(rng.choice([3, 8, 40]))
+        rows, every = rows_of(kind, total, width, rng), np.arange(total)
+        queries = every if trial % 3 else np.flatnonzero(rng.random(total) < 0.5)
+        gallery = every if trial % 3 else np.flatnonzero(rng.random(total) < 0.7)
+        groups = rng.integers(-1, 5, total) if trial % 4 == 0 else None
+        labels = rng.integers(0, int(rng.choice([3, 20, 60])), total)
+        scores, true = Scores(rows, queries, gallery, metric, groups), true_scores(rows, metric)
+        relevance = Relevance(labels, queries, gallery, scores.own_Q, groups)
+        asked = np.flatnonzero(relevance.total_Q > 0)
+        for first_only in (False, True):
+            found = ranks(scores, relevance, asked, first_only=first_only)
+            assert check(found, true, labels, queries, gallery, groups, first_only) == asked.tolist()
+
+
+def test_the_ways_agree_where_tiles_are_full_and_where_they_are_not():
+    """Classes that are found (few scores matter), and classes that are not (most do)."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(900) % 180
+    for spread in (0.2, 100.0):
+        rows = torch.randn(180, 24, generator=generator)[labels] + spread * torch.randn(900, 24, generator=generator)
+        every = np.arange(900)
+        scores = Scores(rows, every, every)
+        relevance = Relevance(labels.numpy(), every, every, scores.own_Q)
+        items = Items.of(scores, relevance, every)
+        exact = ranks_module._sorted(scores, items)
+        for count in (ranks_module._counted(scores, items), ranks_module._counted_there(scores, items)):
+            values = count.above + count.before + 1, count.above, count.tied
+            found = ranks_module._filled(items, slice(None), values)
+            assert all(torch.equal(getattr(found, field), getattr(exact, field)) for field in FIELDS)
+
+
+def test_a_collapsed_embedding_is_given_up_early(monkeypatch):
+    """All scores are equal: float32 tells nothing, and comparing each pair by itself would take forever."""
+    monkeypatch.setattr(above, "PENDING", 1000)
+    rows, every = torch.ones(600, 4), np.arange(600)
+    scores = Scores(rows, every, every)
+    relevance = Relevance(every // 2, every, every, scores.own_Q)
+    with pytest.raises(TooClose):
+        ranks_module._counted(scores, Items.of(scores, relevance, every))
+    found = list(ranks(scores, relevance, every))
+    assert sum(len(part) for part, _ in found) == 600
+    assert all((values.size_QP == 599).all() for _, values in found)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu():
+    rows, every = rows_of("copies", 3000, 16, np.random.default_rng(2)), np.arange(3000)
+    labels = np.random.default_rng(3).integers(0, 700, 3000)
+    results = []
+    for x in (rows, rows.cuda()):
+        scores = Scores(x, every, every)
+        relevance = Relevance(labels, every, every, scores.own_Q)
+        parts = list(ranks(scores, relevance, np.flatnonzero(relevance.total_Q > 0)))
+        results.append({int(q): values.rank_QP[i].tolist() for part, values in parts for i, q in enumerate(part)})
+    for query, positions in results[0].items():
+        known = [rank for rank in positions if rank > 0]
+        assert results[1][query][: len(known)] == known
