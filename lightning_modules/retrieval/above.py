@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_modules.retrieval.labels import Relevance
 from lightning_modules.retrieval.scores import Array, Scores
 
-PENDING = 1 << 18  # comparisons in float64 that wait
+PENDING = 1 << 16  # comparisons in float64 that wait
 CLOSE = 64  # of them to one relevant item, on average, from which on float64 tiles are faster
 
 
@@ -60,17 +60,19 @@ class Items:
         order = np.lexsort((column, run))
         first = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(queries)) + 1)])
         slot, size = np.arange(len(row)) + row + 1, np.bincount(run)
-        fields = (
-            (score[order], np.inf),
-            (column[order], -1),
-            (size[run], 0),
-            (np.arange(len(row)) - np.flatnonzero(new)[run], 0),
-        )
-        slots = []
-        for values, empty in fields:
-            slots.append(np.full(first[-1], empty, dtype=values.dtype))
-            slots[-1][slot] = values
-        return cls(queries, first, *slots)
+        place = np.arange(len(row)) - np.flatnonzero(new)[run]
+        score_L, column_L = np.full(first[-1], np.inf), np.full(first[-1], -1, dtype=np.int32)
+        hits_L, place_L = np.zeros((2, first[-1]), dtype=np.int32)
+        score_L[slot], column_L[slot], hits_L[slot], place_L[slot] = score[order], column[order], size[run], place
+        return cls(queries, first, score_L, column_L, hits_L, place_L)
+
+    @classmethod
+    def joined(cls, parts: list[Items]) -> Items:
+        """The items of all their queries."""
+        fields = (np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__ if name != "first")
+        slots = np.concatenate([np.diff(part.first) for part in parts])
+        queries, *others = fields
+        return cls(queries, np.concatenate([[0], np.cumsum(slots)]), *others)
 
     def best(self) -> Items:
         """The first item of each query and no other; its ``hits`` still count the others."""
@@ -97,7 +99,7 @@ class Above:
 
     def __init__(self, scores: Scores, items: Items) -> None:
         self.scores, self.items = scores, items
-        self.above, self.tied, self.before = (np.zeros(len(items.score), dtype=np.int64) for _ in range(3))
+        self.above, self.tied, self.before = (np.zeros(len(items.score), dtype=np.int32) for _ in range(3))
         self.margin = np.float32(scores.error + scores.tie + 2.0**-21)  # the last for differences in float32
         self.score = items.score.astype(np.float32)
         self.unclear: list[tuple[Array, Array]] = []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_modules.retrieval.scores import Array
 
-PENDING = 1 << 18  # candidates that wait before they are sorted
+PENDING = 1 << 17  # candidates that wait before they are sorted
 SPAN = 1 << 13  # rows that are sorted together
 EMPTY = np.uint64((1 << 64) - 1)
 

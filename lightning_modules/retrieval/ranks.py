@@ -17,6 +17,7 @@ from lightning_modules.retrieval.scores import CHUNK, Array, Scores
 from lightning_modules.retrieval.tiles import triangle
 
 ROWS = 512
+SOME = 8192  # queries whose relevant items are put in order at a time
 FEW = 12  # relevant items of a query, on average, for which counting beats sorting
 Counts = tuple[Array, Array, Array]  # rank, items above, items with the same score
 
@@ -58,7 +59,8 @@ def _parts(scores: Scores, relevance: Relevance, queries: Array) -> Iterator[Arr
 
 def _by_triangle(scores: Scores, relevance: Relevance, queries: Array) -> Iterator[tuple[Array, RelevantRanks]]:
     """Every score serves both of its rows."""
-    items = Items.of(scores, relevance, np.arange(len(scores.queries)))
+    every = np.arange(len(scores.queries))
+    items = Items.joined([Items.of(scores, relevance, part) for part in np.array_split(every, len(every) // SOME + 1)])
     count = Above(scores, items)
     for rows, columns, tile in triangle(scores):
         count.see(tile, rows, columns.start, 0)

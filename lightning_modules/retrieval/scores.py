@@ -21,7 +21,7 @@ from torch import Tensor
 
 Array = npt.NDArray[Any]
 Metric = Literal["cosine", "l2"]
-CHUNK = 1 << 19  # numbers of a temporary
+CHUNK = 1 << 18  # numbers of a temporary
 
 
 class Scores:

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_modules.retrieval.best import Best
 from lightning_modules.retrieval.scores import Array, Scores
 
-SIDE = 2048  # rows and columns of a tile
+SIDE = 1536  # rows and columns of a tile
 MANY = 256  # neighbours from which on a selection beats a sorted list
 STATE_BYTES = 16 << 20  # largest lists of all queries at once
 Candidates = Iterator[tuple[Array, Array, Array]]
