@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lightning_modules.retrieval.labels import Relevance
@@ -104,7 +103,7 @@ class Above:
         self.score = items.score.astype(np.float32)
         self.unclear: list[tuple[Array, Array]] = []
         self.waiting, self.left = 0, CLOSE * len(items.score) + PENDING
-        self.masks = [torch.empty(0, dtype=torch.bool)] * 2
+        self.masks = [np.empty(0, dtype=bool)] * 2
 
     def see(self, tile: Tensor, asking: slice, start: int, axis: int) -> None:
         """Count the scores of a tile.
@@ -118,45 +117,47 @@ class Above:
         Raises:
             TooClose: too many scores that float32 cannot tell from those of relevant items.
         """
-        if len(self.masks[0]) < tile.numel():
-            self.masks = [torch.empty(tile.numel(), dtype=torch.bool) for _ in range(2)]
-        reached, over = (mask[: tile.numel()].view(tile.shape) for mask in self.masks)
+        scores = tile.numpy()
+        if len(self.masks[0]) < scores.size:
+            self.masks = [np.empty(scores.size, dtype=bool) for _ in range(2)]
+        reached, over = (mask[: scores.size].reshape(scores.shape) for mask in self.masks)
         empty, slot = self.items.first[:-1][asking], self.items.first[1:][asking] - 1  # the lowest items
         while True:
-            torch.ge(tile, _along(self.score[slot] - self.margin, axis), out=reached)
-            if np.count_nonzero(reached.numpy()) <= tile.numel() >> 4:
+            np.greater_equal(scores, _along(self.score[slot] - self.margin, axis), out=reached)
+            if np.count_nonzero(reached) <= scores.size >> 4:
                 break
-            torch.gt(tile, _along(self.score[slot] + self.margin, axis), out=over)
-            self.above[slot] += _counts(over.numpy(), axis)
-            close = np.not_equal(reached.numpy(), over.numpy(), out=over.numpy())
-            self.check(int(np.count_nonzero(close)))
-            _, asked, column = _entries(close, axis, start)
-            self.later(column, slot[asked])
+            np.greater(scores, _along(self.score[slot] + self.margin, axis), out=over)
+            self.above[slot] += _counts(over, axis)
+            close = np.flatnonzero(np.not_equal(reached, over, out=over))
+            self.later(_column(close, scores, axis, start), slot[_asked(close, scores, axis)])
             slot = np.maximum(slot - 1, empty)
-        flat, asked, column = _entries(reached.numpy(), axis, start)
-        self._climb(tile.numpy().reshape(-1).take(flat), column, slot.take(asked), asking)
+        flat = np.flatnonzero(reached)
+        place, slot = _column(flat, scores, axis, start), slot.take(_asked(flat, scores, axis))
+        self._climb(scores.reshape(-1).take(flat), place, slot, asking)
 
     def _climb(self, score: Array, column: Array, slot: Array, asking: slice) -> None:
-        """Count scores at a slot of their query and at those before it, as far as they reach."""
+        """Count scores at the slot that they reach, and at those before it as far as they do."""
         base, end = self.items.first[asking.start], self.items.first[asking.stop]
+        total, bound = end - base, self.score.take(slot)
         while len(score):
-            ahead = score - self.score.take(slot)
-            sure, reached = ahead > self.margin, ahead >= -self.margin
-            self.above[base:end] += np.bincount(slot[sure] - base, minlength=end - base)
-            close = np.flatnonzero(sure < reached)
-            self.check(len(close))
+            close = np.flatnonzero(score <= bound + self.margin)
+            counts = np.bincount(slot - base, minlength=total) - np.bincount(slot[close] - base, minlength=total)
+            self.above[base:end] += counts
             self.later(column[close], slot[close])
-            keep = np.flatnonzero(reached)
-            score, column, slot = score.take(keep), column.take(keep), slot.take(keep) - 1
-
-    def check(self, close: int) -> None:
-        """Refuse too many comparisons in float64."""
-        self.left -= close
-        if self.left < 0:
-            raise TooClose
+            slot = slot - 1
+            bound = self.score.take(slot)
+            keep = np.flatnonzero(score >= bound - self.margin)
+            score, column, slot, bound = (array.take(keep) for array in (score, column, slot, bound))
 
     def later(self, column: Array, slot: Array) -> None:
-        """Columns and slots that are compared in float64."""
+        """Columns and slots that are compared in float64.
+
+        Raises:
+            TooClose: they are too many.
+        """
+        self.left -= len(slot)
+        if self.left < 0:
+            raise TooClose
         if len(slot):
             self.unclear.append((column, slot))
             self.waiting += len(slot)
@@ -180,16 +181,18 @@ class Above:
             counts += np.bincount(slot[here], minlength=len(counts))
 
 
-def _along(bound: Array, axis: int) -> Tensor:
-    return torch.from_numpy(bound[:, None] if axis == 0 else bound)
+def _along(bound: Array, axis: int) -> Array:
+    return bound[:, None] if axis == 0 else bound
 
 
-def _entries(mask: Array, axis: int, start: int) -> tuple[Array, Array, Array]:
-    """Of the entries that are set: place in the tile, who asks (from the tile's first), gallery column."""
-    flat = np.flatnonzero(mask)
-    row = flat // mask.shape[1]
-    column = flat - row * mask.shape[1]
-    return (flat, row, column + start) if axis == 0 else (flat, column, row + start)
+def _asked(flat: Array, tile: Array, axis: int) -> Array:
+    """Who asks at places of a tile, counted from its first."""
+    return flat // tile.shape[1] if axis == 0 else flat % tile.shape[1]
+
+
+def _column(flat: Array, tile: Array, axis: int, start: int) -> Array:
+    """The gallery columns at places of a tile."""
+    return _asked(flat, tile, 1 - axis) + start
 
 
 def _counts(mask: Array, axis: int) -> Array:

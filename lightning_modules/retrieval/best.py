@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_modules.retrieval.scores import Array
 
-PENDING = 1 << 17  # candidates that wait before they are sorted
+PENDING = 1 << 15  # candidates that wait before they are sorted
 SPAN = 1 << 13  # rows that are sorted together
 EMPTY = np.uint64((1 << 64) - 1)
 
@@ -37,7 +37,7 @@ class Best:
         parts = min(1 << (8 * count - 1).bit_length(), columns // 2)
         width = columns // parts
         maxima = tile[:, : parts * width].unflatten(1, (width, parts)).amax(1)
-        kth = maxima.topk(count, 1, sorted=False).values.amin(1).float().numpy()
+        kth = np.partition(maxima.float().numpy(), parts - count, axis=1)[:, parts - count]
         self.threshold[rows] = np.nextafter(kth, np.float32(-np.inf))
 
     def add(self, rows: Array, columns: Array, scores: Array) -> None:

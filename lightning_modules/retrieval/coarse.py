@@ -18,7 +18,7 @@ from lightning_modules.retrieval.scores import CHUNK, Array, Scores
 from lightning_modules.retrieval.tiles import MANY, SIDE, listed
 
 HALF = 2.0**-8  # spacing of bfloat16 numbers relative to their size: twice the rounding error
-PROBED = 64  # queries that are asked first
+PROBED = 32  # queries that are asked first
 OPEN = 0.05  # share of undecided ones among them, at which lists are long enough
 WIDEST = 3  # candidates that are kept of one that is asked for, at most
 Bounded = Iterator[tuple[Array, Array, Array, Array]]

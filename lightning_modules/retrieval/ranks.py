@@ -14,7 +14,7 @@ from kernels.retrieval_metrics import RelevantRanks
 from lightning_modules.retrieval.above import Above, Items, TooClose
 from lightning_modules.retrieval.labels import Relevance
 from lightning_modules.retrieval.scores import CHUNK, Array, Scores
-from lightning_modules.retrieval.tiles import triangle
+from lightning_modules.retrieval.tiles import SIDE, triangle
 
 ROWS = 512
 SOME = 8192  # queries whose relevant items are put in order at a time
@@ -62,7 +62,7 @@ def _by_triangle(scores: Scores, relevance: Relevance, queries: Array) -> Iterat
     every = np.arange(len(scores.queries))
     items = Items.joined([Items.of(scores, relevance, part) for part in np.array_split(every, len(every) // SOME + 1)])
     count = Above(scores, items)
-    for rows, columns, tile in triangle(scores):
+    for rows, columns, tile in triangle(scores, torch.empty(min(SIDE, len(every)) ** 2)):
         count.see(tile, rows, columns.start, 0)
         if rows != columns:
             count.see(tile, columns, rows.start, 1)
@@ -117,7 +117,6 @@ def _counted_there(scores: Scores, items: Items) -> Above:
             over = tile > score_BP[:, p, None] + margin
             above_BP[:, p] += over.sum(1)
             row, column = (over ^ (tile >= score_BP[:, p, None] - margin)).nonzero().cpu().numpy().T
-            count.check(len(row))
             count.later(column + left, items.first[row] + 1 + p)
     place = torch.arange(score_BP.shape[1]) < torch.from_numpy(np.diff(last, prepend=0))[:, None] - 1
     count.finish()

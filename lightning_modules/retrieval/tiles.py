@@ -7,6 +7,7 @@ gallery are the same rows, a score serves both of them, so that half of the prod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from lightning_modules.retrieval.best import Best
 from lightning_modules.retrieval.scores import Array, Scores
 
-SIDE = 1536  # rows and columns of a tile
+SIDE = 2048  # rows and columns of a tile
 MANY = 256  # neighbours from which on a selection beats a sorted list
 STATE_BYTES = 16 << 20  # largest lists of all queries at once
 Candidates = Iterator[tuple[Array, Array, Array]]
@@ -58,14 +59,13 @@ def in_blocks(scores: Scores, count: int, queries: Array, dtype: torch.dtype = t
         yield (part, *best.result(slice(0, len(part))))
 
 
-def triangle(scores: Scores, buffer: Tensor | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
+def triangle(scores: Scores, buffer: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
     """Rows, columns and scores of tiles that hold every score of symmetric scores once; those of the diagonal first.
 
-    The buffer holds a tile and tells the precision; float32 without one.
+    The buffer is memory of a square tile, in the precision of the scores.
     """
-    total = len(scores.queries)
-    buffer = torch.empty(min(SIDE, total) ** 2) if buffer is None else buffer
-    spans = [slice(a, min(a + SIDE, total)) for a in range(0, total, SIDE)]
+    total, side = len(scores.queries), math.isqrt(len(buffer))
+    spans = [slice(a, min(a + side, total)) for a in range(0, total, side)]
     pairs = [(span, [span]) for span in spans] + [(span, spans[i + 1 :]) for i, span in enumerate(spans)]
     for span, others in pairs:
         queries = np.arange(span.start, span.stop)

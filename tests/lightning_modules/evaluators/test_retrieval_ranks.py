@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_modules.retrieval import above, tiles
+from lightning_modules.retrieval import above
 from lightning_modules.retrieval import ranks as ranks_module
 from lightning_modules.retrieval.above import Items, TooClose
 from lightning_modules.retrieval.labels import Relevance
@@ -49,7 +49,7 @@ def check(found, true, labels, queries, gallery, groups, first_only=False):
 def test_ranks(monkeypatch, kind, metric):
     rng = np.random.default_rng(7)
     for trial in range(12):
-        monkeypatch.setattr(tiles, "SIDE", int(rng.choice([16, 64, 2048])))
+        monkeypatch.setattr(ranks_module, "SIDE", int(rng.choice([16, 64, 2048])))
         monkeypatch.setattr(above, "PENDING", int(rng.choice([20, 1 << 18])))
         monkeypatch.setattr(above, "CLOSE", int(rng.choice([0, 64, 1 << 20])))
         monkeypatch.setattr(ranks_module, "FEW", int(rng.choice([0, 12, 1000])))
