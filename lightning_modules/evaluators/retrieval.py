@@ -38,6 +38,7 @@ from lightning_modules.retrieval.measure import ClassSums, Plan, measure
 from lightning_modules.retrieval.query_expansion import expanded
 from lightning_modules.retrieval.scores import Array, Scores
 from lightning_modules.retrieval.search import Hits, Ranking, in_order, reach, search
+from lightning_modules.retrieval.tiles import MANY
 
 
 class RetrievalEvaluator(Evaluator):
@@ -234,7 +235,7 @@ class RetrievalEvaluator(Evaluator):
         count = min(count, len(rows.gallery))
         index = build(scores, self.index, self.index_options) if self.index in APPROXIMATE else None
         plan = Plan(self.ks, self.ties, self.full_map, None if index is None else count)
-        counted = self.full_map and self.index in ("flat", "gpu")  # ranks of all relevant items tell everything
+        counted = (self.full_map or count >= MANY) and self.index in ("flat", "gpu")  # all ranks tell everything
         sums = measure(
             scores, relevance, plan, None if counted else self._rankings(scores, count, relevance.hits, index)
         )

@@ -36,7 +36,6 @@ class Items:
         score: ``[L]`` float64; inf in empty slots.
         column: ``[L]`` positions in the gallery; -1 in empty slots.
         hits: ``[L]`` relevant items with the same score; 0 in empty slots.
-        place: ``[L]`` those of them with a lower column.
     """
 
     queries: Array
@@ -44,7 +43,6 @@ class Items:
     score: Array
     column: Array
     hits: Array
-    place: Array
 
     @classmethod
     def of(cls, scores: Scores, relevance: Relevance, queries: Array) -> Items:
@@ -59,11 +57,10 @@ class Items:
         order = np.lexsort((column, run))
         first = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(queries)) + 1)])
         slot, size = np.arange(len(row)) + row + 1, np.bincount(run)
-        place = np.arange(len(row)) - np.flatnonzero(new)[run]
         score_L, column_L = np.full(first[-1], np.inf), np.full(first[-1], -1, dtype=np.int32)
-        hits_L, place_L = np.zeros((2, first[-1]), dtype=np.int32)
-        score_L[slot], column_L[slot], hits_L[slot], place_L[slot] = score[order], column[order], size[run], place
-        return cls(queries, first, score_L, column_L, hits_L, place_L)
+        hits_L = np.zeros(first[-1], dtype=np.int32)
+        score_L[slot], column_L[slot], hits_L[slot] = score[order], column[order], size[run]
+        return cls(queries, first, score_L, column_L, hits_L)
 
     @classmethod
     def joined(cls, parts: list[Items]) -> Items:
@@ -76,7 +73,7 @@ class Items:
     def best(self) -> Items:
         """The first item of each query and no other; its ``hits`` still count the others."""
         keep = self.first[:-1, None] + np.arange(2)
-        slots = (field[keep].ravel() for field in (self.score, self.column, self.hits, self.place))
+        slots = (field[keep].ravel() for field in (self.score, self.column, self.hits))
         return Items(self.queries, 2 * np.arange(len(self.queries) + 1), *slots)
 
     def padded(self, values: Array, rows: slice | Array, fill: float = 0) -> Array:

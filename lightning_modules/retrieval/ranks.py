@@ -15,10 +15,11 @@ from lightning_modules.retrieval.above import Above, Items, TooClose
 from lightning_modules.retrieval.labels import Relevance
 from lightning_modules.retrieval.scores import CHUNK, Array, Scores
 from lightning_modules.retrieval.tiles import SIDE, triangle
+from lightning_modules.retrieval.whole_rows import from_whole_rows
 
 ROWS = 512
 SOME = 8192  # queries whose relevant items are put in order at a time
-FEW = 12  # relevant items of a query, on average, for which counting beats sorting
+FEW = 24  # relevant items of a query, on average, for which counting beats sorting
 Counts = tuple[Array, Array, Array]  # rank, items above, items with the same score
 
 
@@ -33,26 +34,32 @@ def ranks(
         queries: which queries; each has at least one relevant item.
         first_only: the first relevant item of each query and no other; ``hits`` counts all that are tied with it.
     """
-    few = relevance.total_Q[queries].mean() <= FEW if len(queries) else False
-    if few and scores.symmetric and not (first_only or scores.whole_rows) and scores.device.type == "cpu":
+    few = bool(len(queries)) and relevance.total_Q[queries].mean() <= FEW and not scores.whole_rows
+    if few and scores.symmetric and not first_only and scores.device.type == "cpu":
         try:
             yield from _by_triangle(scores, relevance, queries)
             return
         except TooClose:
             pass
-    for part in _parts(scores, relevance, queries):
-        items = Items.of(scores, relevance, part)
-        yield part, _ranked(scores, items.best() if first_only else items)
+    left = [] if few else [queries]
+    for part in _parts(relevance, queries) if few else ():
+        try:
+            items = Items.of(scores, relevance, part)
+            items = items.best() if first_only else items
+            count = _counted(scores, items) if scores.device.type == "cpu" else _counted_there(scores, items)
+        except TooClose:
+            left.append(part)
+        else:
+            yield part, _filled(items, slice(None), (count.above + count.before + 1, count.above, count.tied))
+    yield from from_whole_rows(scores, relevance, np.sort(np.concatenate(left)) if left else queries[:0], first_only)
 
 
-def _parts(scores: Scores, relevance: Relevance, queries: Array) -> Iterator[Array]:
+def _parts(relevance: Relevance, queries: Array) -> Iterator[Array]:
     """Queries with equally many relevant items, ascending."""
     queries, start = queries[np.argsort(relevance.total_Q[queries], kind="stable")], 0
     while start < len(queries):
         part = queries[start : start + ROWS]
-        part = part[: max(CHUNK // 8 // int(relevance.total_Q[part].max()), 1)]
-        if scores.whole_rows:
-            part = part[: max(CHUNK // len(scores.gallery), 1)]
+        part = part[: max(CHUNK // int(relevance.total_Q[part].max()), 1)]
         start += len(part)
         yield np.sort(part)
 
@@ -62,24 +69,14 @@ def _by_triangle(scores: Scores, relevance: Relevance, queries: Array) -> Iterat
     every = np.arange(len(scores.queries))
     items = Items.joined([Items.of(scores, relevance, part) for part in np.array_split(every, len(every) // SOME + 1)])
     count = Above(scores, items)
-    for rows, columns, tile in triangle(scores, torch.empty(min(SIDE, len(every)) ** 2)):
+    side = SIDE if len(every) > 6 * SIDE else SIDE // 2  # half of the diagonal's tiles are wasted
+    for rows, columns, tile in triangle(scores, torch.empty(min(side, len(every)) ** 2)):
         count.see(tile, rows, columns.start, 0)
         if rows != columns:
             count.see(tile, columns, rows.start, 1)
     count.finish()
-    for part in _parts(scores, relevance, queries):
+    for part in _parts(relevance, queries):
         yield part, _filled(items, part, (count.above + count.before + 1, count.above, count.tied))
-
-
-def _ranked(scores: Scores, items: Items) -> RelevantRanks:
-    """Ranks of the relevant items of some queries."""
-    if len(items.score) <= (FEW + 1) * len(items.queries) and not scores.whole_rows:
-        try:
-            count = _counted(scores, items) if scores.device.type == "cpu" else _counted_there(scores, items)
-            return _filled(items, slice(None), (count.above + count.before + 1, count.above, count.tied))
-        except TooClose:
-            pass
-    return _sorted(scores, items)
 
 
 def _filled(items: Items, rows: slice | Array, counts: tuple[Array, Array, Array]) -> RelevantRanks:
@@ -91,11 +88,18 @@ def _filled(items: Items, rows: slice | Array, counts: tuple[Array, Array, Array
 def _tiles(scores: Scores, queries: Array, dtype: torch.dtype, size: int) -> Iterator[tuple[int, torch.Tensor]]:
     """Tiles of ``size`` scores of these queries with the whole gallery, and the first column of each."""
     asked, total = scores.rows(scores.queries[queries], dtype), len(scores.gallery)
-    most = max(CHUNK // scores.embeddings.shape[1], 1)  # so many rows of the gallery are converted at a time
-    side = min(max(size // len(queries), 1), most, total)
-    buffer = torch.empty(side * len(queries), dtype=dtype, device=scores.device)
+    side = min(max(size // len(queries), 1), total)
+    piece = min(
+        max(CHUNK // scores.embeddings.shape[1], 1), side
+    )  # so many rows of the gallery are converted at a time
+    kept, buffer = (torch.empty(n * len(queries), dtype=dtype, device=scores.device) for n in (side, piece))
     for left in range(0, total, side):
-        yield left, scores.tile(asked, queries, slice(left, min(left + side, total)), buffer)
+        width = min(side, total - left)
+        tile = kept[: width * len(queries)].view(len(queries), width)
+        for start in range(0, width, piece):
+            columns = slice(left + start, left + min(start + piece, width))
+            tile[:, start : start + piece] = scores.tile(asked, queries, columns, buffer)
+        yield left, tile
 
 
 def _counted(scores: Scores, items: Items) -> Above:
@@ -122,39 +126,3 @@ def _counted_there(scores: Scores, items: Items) -> Above:
     count.finish()
     count.above[items.score < np.inf] += above_BP.cpu()[place].numpy()
     return count
-
-
-def _sorted(scores: Scores, items: Items) -> RelevantRanks:
-    """From sorted float64 scores."""
-    score_BP = items.padded(items.score, slice(None), np.inf)
-    high, low = (torch.from_numpy(score_BP + side).to(scores.device) for side in (scores.tie, -scores.tie))
-    above_BP, reached_BP = np.zeros(score_BP.shape, dtype=np.int64), np.zeros(score_BP.shape, dtype=np.int64)
-    for _, tile in _tiles(scores, items.queries, torch.float64, CHUNK):
-        if tile.device.type == "cpu":
-            tile.numpy().sort(axis=1)  # in place
-        else:
-            tile = tile.sort(1).values
-        above_BP += tile.shape[1] - torch.searchsorted(tile, high, right=True).cpu().numpy()
-        reached_BP += tile.shape[1] - torch.searchsorted(tile, low).cpu().numpy()
-    column_BP, hits_BP, before_BP = (
-        items.padded(values, slice(None), fill)
-        for values, fill in ((items.column, -1), (items.hits, 0), (items.place, 0))
-    )
-    size_BP = reached_BP - above_BP
-    mixed = np.flatnonzero((size_BP > hits_BP).any(1))  # tied with an item of another class
-    if len(mixed):
-        asked, side = items.queries[mixed], (low[mixed], high[mixed])
-        before_BP[mixed] = _tied_before(scores, asked, *side, torch.from_numpy(column_BP[mixed]).to(scores.device))
-    integers = above_BP + before_BP + 1, above_BP, size_BP, hits_BP
-    return RelevantRanks(*(torch.from_numpy(x.astype(np.int64)) for x in integers))
-
-
-def _tied_before(scores: Scores, queries: Array, low: torch.Tensor, high: torch.Tensor, column: torch.Tensor) -> Array:
-    """``[B, P]`` gallery items with the score of a relevant one and a lower column."""
-    before = torch.zeros_like(column)
-    for left, tile in _tiles(scores, queries, torch.float64, CHUNK):
-        here = torch.arange(left, left + tile.shape[1], device=scores.device)
-        for p in range(column.shape[1]):
-            tied = (tile >= low[:, p, None]) & (tile <= high[:, p, None]) & (here < column[:, p, None])
-            before[:, p] += tied.sum(1)
-    return before.cpu().numpy()

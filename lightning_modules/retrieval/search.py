@@ -21,6 +21,7 @@ from lightning_modules.retrieval.scores import CHUNK, Array, Scores
 from lightning_modules.retrieval.tiles import Candidates, in_blocks, nearest
 
 SMALL = 512  # galleries that are ranked as a whole: faster than to look for candidates
+ROWS = 1 << 21  # float64 scores that are made at a time
 Hits = Callable[[Array, Array], Array]  # (queries, columns) -> bool: is it relevant
 
 
@@ -135,7 +136,7 @@ def _certified(
     exact_BL[mixed] = np.take_along_axis(exact_BL[mixed], order, 1)
     column_BL = column_BL.copy()
     column_BL[mixed] = np.take_along_axis(column_BL[mixed], order, 1)
-    run_BL = _runs(exact_BL, scores.tie)
+    run_BL = runs(exact_BL, scores.tie)
     tied = np.flatnonzero(run_BL[:, -1] + 1 < run_BL.shape[1])
     order = np.lexsort((column_BL[tied], run_BL[tied]), axis=1)
     column_BL[tied] = np.take_along_axis(column_BL[tied], order, 1)
@@ -143,7 +144,7 @@ def _certified(
     found = np.zeros(len(queries), dtype=np.int64)
     if hits is not None:
         found = (hits(queries[:, None], column_BL) & in_last_BL).sum(1)
-    first_BL = np.maximum.accumulate(_run_starts(run_BL), axis=1)
+    first_BL = first_of_run(run_BL)
     return Ranking(queries, column_BL[:, :count], exact_BL[:, :count], first_BL[:, :count], in_last_BL.sum(1), found)
 
 
@@ -159,25 +160,30 @@ def _again(near_BL: Array, relevant_BL: Array | None) -> Array:
     return mixed[group_BL]
 
 
-def _runs(score_BL: Array, tie: float) -> Array:
+def runs(score_BL: Array, tie: float) -> Array:
     """``[B, L]`` number of the run of equal scores; an empty place is a run of its own."""
     with np.errstate(invalid="ignore"):
         new_BL = ~(score_BL[:, :-1] - score_BL[:, 1:] <= tie)
     return np.concatenate([np.zeros((len(score_BL), 1), dtype=np.int64), new_BL.cumsum(1)], axis=1)
 
 
-def _run_starts(run_BL: Array) -> Array:
-    """``[B, L]`` the position itself where a run begins, else 0."""
-    place = np.arange(run_BL.shape[1])
+def first_of_run(run_BL: Array) -> Array:
+    """``[B, L]`` first position of the run that each position belongs to."""
     new_BL = np.ones(run_BL.shape, dtype=bool)
     new_BL[:, 1:] = run_BL[:, 1:] != run_BL[:, :-1]
-    return place * new_BL
+    return np.maximum.accumulate(np.arange(run_BL.shape[1]) * new_BL, axis=1)
 
 
 def dense(scores: Scores, queries: Array, count: int, hits: Hits | None) -> Iterator[Ranking]:
     """Queries ranked against their whole rows of float64 scores."""
+    for part, row_BG in whole_rows(scores, queries):
+        yield _ranked_rows(scores, part, row_BG, count, hits)
+
+
+def whole_rows(scores: Scores, queries: Array) -> Iterator[tuple[Array, torch.Tensor]]:
+    """Float64 scores of some queries, ascending, with the whole gallery; the next ones overwrite them."""
     total = len(scores.gallery)
-    size = max(CHUNK // total, 1)
+    size = min(max(ROWS // total, 1), max(len(queries), 1))
     side = max(CHUNK // scores.embeddings.shape[1], 1)
     # Memory that is made once: pieces of changing size would leave gaps between each other.
     kept, buffer = (torch.empty(size * n, dtype=torch.float64, device=scores.device) for n in (total, min(side, total)))
@@ -188,7 +194,7 @@ def dense(scores: Scores, queries: Array, count: int, hits: Hits | None) -> Iter
         for left in range(0, total, side):
             columns = slice(left, min(left + side, total))
             row_BG[:, columns] = scores.tile(asked, part, columns, buffer)
-        yield _ranked_rows(scores, part, row_BG, count, hits)
+        yield part, row_BG
 
 
 def _ranked_rows(scores: Scores, queries: Array, row_BG: torch.Tensor, count: int, hits: Hits | None) -> Ranking:
@@ -197,7 +203,7 @@ def _ranked_rows(scores: Scores, queries: Array, row_BG: torch.Tensor, count: in
     value, column = found.values.cpu().numpy(), found.indices.cpu().numpy()
     score_BG = row_BG.cpu().numpy()
     edge = value[:, -1:].copy()
-    run = _runs(value, scores.tie)
+    run = runs(value, scores.tie)
     first = value[np.arange(len(value)), (run == run[:, -1:]).argmax(1)][:, None]  # the highest of the last run
     with np.errstate(invalid="ignore"):
         tied = (score_BG >= edge - scores.tie) & (score_BG <= first) & (edge > -np.inf)
@@ -216,5 +222,5 @@ def _ranked_rows(scores: Scores, queries: Array, row_BG: torch.Tensor, count: in
     column[row[keep], rank[keep]] = place[keep]
     column[value == -np.inf] = -1
     size = np.where(edge[:, 0] > -np.inf, size, 1)
-    starts = np.maximum.accumulate(_run_starts(run), axis=1)
+    starts = first_of_run(run)
     return Ranking(queries, column, value, starts, size, last_hits)

@@ -10,6 +10,7 @@ from lightning_modules.retrieval.above import Items, TooClose
 from lightning_modules.retrieval.labels import Relevance
 from lightning_modules.retrieval.ranks import ranks
 from lightning_modules.retrieval.scores import Scores
+from lightning_modules.retrieval.whole_rows import from_whole_rows
 from tests.lightning_modules.evaluators.test_retrieval_search import rows_of, true_scores
 
 FIELDS = ("rank_QP", "above_QP", "size_QP", "hits_QP")
@@ -77,7 +78,7 @@ def test_the_ways_agree_where_tiles_are_full_and_where_they_are_not():
         scores = Scores(rows, every, every)
         relevance = Relevance(labels.numpy(), every, every, scores.own_Q)
         items = Items.of(scores, relevance, every)
-        exact = ranks_module._sorted(scores, items)
+        ((_, exact),) = from_whole_rows(scores, relevance, every, False)
         for count in (ranks_module._counted(scores, items), ranks_module._counted_there(scores, items)):
             values = count.above + count.before + 1, count.above, count.tied
             found = ranks_module._filled(items, slice(None), values)
