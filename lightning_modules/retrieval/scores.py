@@ -162,7 +162,7 @@ class Scores:
     def near(self, queries: Array, columns: Array) -> Array:
         """``[B, L]`` float32 cosines of queries with some columns each; of anything where a column is -1."""
         _, width = columns.shape
-        size = max(CHUNK // 2 // (width * self.embeddings.shape[1]), 1)
+        size = max(CHUNK // (width * self.embeddings.shape[1]), 1)
         buffer = torch.empty(size * width, self.embeddings.shape[1], dtype=self.embeddings.dtype, device=self.device)
         result = np.empty(columns.shape, dtype=np.float32)
         for a in range(0, len(queries), size):
