@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lightning_modules.retrieval.scores import CHUNK, Array, Scores
-from lightning_modules.retrieval.tiles import MANY, SIDE, listed
+from lightning_modules.retrieval.tiles import MANY, SIDE, in_blocks, listed
 
 HALF = 2.0**-8  # spacing of bfloat16 numbers relative to their size: twice the rounding error
 PROBED = 32  # queries that are asked first
@@ -69,11 +69,10 @@ def _error(scores: Scores) -> float:
 def _width(scores: Scores, count: int, wanted: int, error: float) -> int | None:
     """The shortest lists that leave few queries undecided, by a sample of them; None where the longest do not."""
     sample = np.unique(np.linspace(0, len(scores.queries) - 1, PROBED).astype(int))
-    tile = scores.tile(scores.rows(scores.queries[sample]), sample, slice(0, len(scores.gallery)))
-    best = tile.topk(WIDEST * wanted, 1).values
-    reached = best + HALF * best.abs() + 2 * error >= best[:, count - 1 : count]  # one error of each score
-    needed = reached.sum(1).sort().values[int((1 - OPEN) * (len(sample) - 1))]
-    return None if int(needed) >= WIDEST * wanted else max(int(needed) + 1, wanted)
+    best = np.concatenate([score for _, score, _ in in_blocks(scores, WIDEST * wanted, sample)])
+    reached = best + HALF * np.abs(best) + 2 * error >= best[:, count - 1 : count]  # one error of each score
+    needed = int(np.sort(reached.sum(1))[int((1 - OPEN) * (len(sample) - 1))])
+    return None if needed >= WIDEST * wanted else max(needed + 1, wanted)
 
 
 def _candidates(scores: Scores, wanted: int, width: int, error: float) -> Bounded:

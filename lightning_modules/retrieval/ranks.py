@@ -19,6 +19,7 @@ from lightning_modules.retrieval.whole_rows import from_whole_rows
 
 ROWS = 512
 SOME = 8192  # queries whose relevant items are put in order at a time
+SLOTS = 1 << 19  # relevant items and queries whose counts are kept at once
 FEW = 24  # relevant items of a query, on average, for which counting beats sorting
 Counts = tuple[Array, Array, Array]  # rank, items above, items with the same score
 
@@ -35,7 +36,8 @@ def ranks(
         first_only: the first relevant item of each query and no other; ``hits`` counts all that are tied with it.
     """
     few = bool(len(queries)) and relevance.total_Q[queries].mean() <= FEW and not scores.whole_rows
-    if few and scores.symmetric and not first_only and scores.device.type == "cpu":
+    slots = len(scores.queries) + int(relevance.total_Q.sum())
+    if few and scores.symmetric and not first_only and slots <= SLOTS and scores.device.type == "cpu":
         try:
             yield from _by_triangle(scores, relevance, queries)
             return

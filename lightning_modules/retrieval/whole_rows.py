@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kernels.retrieval_metrics import RelevantRanks
 from lightning_modules.retrieval.labels import Relevance
@@ -25,36 +26,37 @@ def from_whole_rows(
         step = max(min(CHUNK // int(relevance.total_Q[rows].max()), 4 * CHUNK // row_BG.shape[1]), 1)
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
-            yield part, _ranks(scores, relevance, part, row_BG[start : start + step].cpu().numpy(), first_only)
+            yield part, _ranks(scores, relevance, part, row_BG[start : start + step], first_only)
 
 
-def _ranks(scores: Scores, relevance: Relevance, queries: Array, row_BG: Array, first_only: bool) -> RelevantRanks:
+def _ranks(scores: Scores, relevance: Relevance, queries: Array, row_BG: Tensor, first_only: bool) -> RelevantRanks:
     score_BP, column_BP = _relevant(scores, relevance, queries, row_BG)
     first_BP = first_of_run(runs(score_BP, scores.tie))
     hits_BP = _same(first_BP)
     if first_only:
         score_BP, column_BP, first_BP, hits_BP = (x[:, :1] for x in (score_BP, column_BP, first_BP, hits_BP))
     before_BP = np.arange(score_BP.shape[1]) - first_BP
-    sorted_BG = torch.from_numpy(_sorted(row_BG))
-    high, low = (torch.from_numpy(score_BP + side) for side in (scores.tie, -scores.tie))
-    above_BP = row_BG.shape[1] - torch.searchsorted(sorted_BG, high, right=True).numpy()
-    size_BP = row_BG.shape[1] - torch.searchsorted(sorted_BG, low).numpy() - above_BP
+    sorted_BG = _sorted(row_BG)
+    high, low = (torch.from_numpy(score_BP + side).to(row_BG.device) for side in (scores.tie, -scores.tie))
+    above_BP = row_BG.shape[1] - torch.searchsorted(sorted_BG, high, right=True).cpu().numpy()
+    size_BP = row_BG.shape[1] - torch.searchsorted(sorted_BG, low).cpu().numpy() - above_BP
     real_BP = column_BP >= 0
     mixed = np.flatnonzero(((size_BP > hits_BP) & real_BP).any(1))  # tied with an item of another class
     if len(mixed):
-        place_MG = _places(row_BG[mixed], scores.tie)
+        place_MG = _places(row_BG[torch.from_numpy(mixed).to(row_BG.device)].cpu().numpy(), scores.tie)
         before_BP[mixed] = np.take_along_axis(place_MG, column_BP[mixed], 1) - above_BP[mixed]
     arrays = above_BP + before_BP + 1, above_BP, size_BP * real_BP, hits_BP * real_BP
     return RelevantRanks(*(torch.from_numpy(x.astype(np.int64)) for x in arrays))
 
 
-def _relevant(scores: Scores, relevance: Relevance, queries: Array, row_BG: Array) -> tuple[Array, Array]:
+def _relevant(scores: Scores, relevance: Relevance, queries: Array, row_BG: Tensor) -> tuple[Array, Array]:
     """``[B, P]`` scores and columns of relevant items, by falling score, equal ones by column; -inf and -1 behind."""
     row, column = relevance.pairs(queries)
     size = relevance.total_Q[queries]
     place = np.arange(len(row)) - np.repeat(np.cumsum(size) - size, size)
     score_BP, column_BP = np.full((len(queries), size.max()), -np.inf), np.full((len(queries), size.max()), -1)
-    score_BP[row, place], column_BP[row, place] = row_BG[row, column], column
+    found = row_BG[torch.from_numpy(row).to(row_BG.device), torch.from_numpy(column).to(row_BG.device)]
+    score_BP[row, place], column_BP[row, place] = found.cpu().numpy(), column
     order = np.argsort(-score_BP, axis=1)
     score_BP, column_BP = np.take_along_axis(score_BP, order, 1), np.take_along_axis(column_BP, order, 1)
     run_BP = runs(score_BP, scores.tie)
@@ -81,9 +83,11 @@ def _same(first_BP: Array) -> Array:
     return np.bincount(run_BP.ravel(), minlength=run_BP.size)[run_BP]
 
 
-def _sorted(row_BG: Array) -> Array:
+def _sorted(row_BG: Tensor) -> Tensor:
     """A copy with sorted rows."""
-    result = row_BG.copy()
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    if row_BG.device.type != "cpu":
+        return row_BG.sort(1).values
+    result = row_BG.numpy().copy()
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy's sort is the faster one, on one thread
         list(pool.map(lambda part: part.sort(axis=1), np.array_split(result, torch.get_num_threads())))
-    return result
+    return torch.from_numpy(result)

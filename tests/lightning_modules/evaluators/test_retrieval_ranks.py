@@ -54,6 +54,7 @@ def test_ranks(monkeypatch, kind, metric):
         monkeypatch.setattr(above, "PENDING", int(rng.choice([20, 1 << 18])))
         monkeypatch.setattr(above, "CLOSE", int(rng.choice([0, 64, 1 << 20])))
         monkeypatch.setattr(ranks_module, "FEW", int(rng.choice([0, 12, 1000])))
+        monkeypatch.setattr(ranks_module, "SLOTS", int(rng.choice([0, 1 << 19])))
         total, width = int(rng.integers(60, 200)), int(rng.choice([3, 8, 40]))
         rows, every = rows_of(kind, total, width, rng), np.arange(total)
         queries = every if trial % 3 else np.flatnonzero(rng.random(total) < 0.5)
