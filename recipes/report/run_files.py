@@ -58,7 +58,7 @@ def read_run(run_dir: Path) -> RunFiles:
         raise FileNotFoundError(f"no run directory at {run_dir}; a report is written into the directory of its run")
     config, results = _text(run_dir / "config.yaml"), _json(run_dir / "results.json")
     return RunFiles(
-        recipe=_recipe_name(config, results) or run_dir.parent.name,
+        recipe=_recipe_name(config, results) or _subject(run_dir),
         name=run_dir.name,
         config=config,
         command=_text(run_dir / "command.txt").strip(),
@@ -109,6 +109,12 @@ def _cell(text: str | None) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+def _subject(folder: Path) -> str:
+    """What an evaluation without a recipe is of, by where it stands: RECIPE/RUN/evaluations/DATE, or NAME/DATE."""
+    where = folder.parent
+    return f"{where.parent.parent.name} {where.parent.name}" if where.name == "evaluations" else where.name
 
 
 def _recipe_name(config: str, results: dict[str, Any]) -> str:

@@ -264,3 +264,13 @@ def test_parts_say_when_they_acted(tmp_path: Path) -> None:
     text = Outline(write_report(tmp_path, {}).read_text()).text
     assert "SAF: never active, active in 0.0\u00a0% of all steps." in text
     assert "Attack: Forwards 12, Mean steps 3.5." in text and "acts from here" not in text
+
+
+@pytest.mark.parametrize(
+    ("folder", "title"),
+    [("grocery_saf/mine/evaluations/today", "grocery_saf mine"), ("evaluations/resnet18/today", "resnet18")],
+)
+def test_an_evaluation_is_named_after_what_was_evaluated(tmp_path, folder, title):
+    (tmp_path / folder).mkdir(parents=True)
+    page = write_report(tmp_path / folder, {"classification": Evaluation(metrics={"accuracy": 0.5})}).read_text()
+    assert f"<title>{title} · today</title>" in page
