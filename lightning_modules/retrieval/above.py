@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lightning_modules.retrieval.labels import Relevance
@@ -120,7 +121,8 @@ class Above:
         reached, over = (mask[: scores.size].reshape(scores.shape) for mask in self.masks)
         empty, slot = self.items.first[:-1][asking], self.items.first[1:][asking] - 1  # the lowest items
         while True:
-            np.greater_equal(scores, _along(self.score[slot] - self.margin, axis), out=reached)
+            bound = torch.from_numpy(_along(self.score[slot] - self.margin, axis))
+            torch.ge(tile, bound, out=torch.from_numpy(reached))  # on all threads
             if np.count_nonzero(reached) <= scores.size >> 4:
                 break
             np.greater(scores, _along(self.score[slot] + self.margin, axis), out=over)
