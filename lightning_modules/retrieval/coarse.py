@@ -43,7 +43,7 @@ def coarse(scores: Scores, count: int, wanted: int) -> Bounded | None:
         and ``[B]`` what a column that was left out scores at most.
     """
     most = WIDEST * wanted
-    if scores.device.type != "cpu" or scores.metric != "cosine" or scores.whole_rows or not has_fast_bfloat16():
+    if scores.device.type != "cpu" or scores.metric != "cosine" or not has_fast_bfloat16():
         return None
     if most >= MANY or 4 * most > len(scores.gallery) or len(scores.queries) < SIDE:
         return None

@@ -38,10 +38,12 @@ def collapse(scores: Scores, tied: float) -> dict[str, float]:
         scores: whose rows are looked at, as the search sees them.
         tied: share of queries with several best neighbours.
     """
-    mean = sum(part.sum(0) for part in _parts(scores)) / len(scores.embeddings)
-    square = sum(float(part.square().sum()) for part in _parts(scores)) / len(scores.embeddings)
-    variance = sum(float((part - mean).square().sum()) for part in _parts(scores)) / len(scores.embeddings)
-    width = scores.embeddings.shape[1]
+    total, width = scores.embeddings.shape
+    mean, square = scores.embeddings.new_zeros(width, dtype=torch.float64), 0.0
+    for part in _parts(scores):
+        mean += part.sum(0) / total
+        square += float(part.square().sum()) / total
+    variance = sum(float((part - mean).square().sum()) for part in _parts(scores)) / total
     if tied < TIED and variance >= SPREAD**2 * square:
         return {}
     found = {"embedding_std": math.sqrt(variance / width), "tied_top1": tied}

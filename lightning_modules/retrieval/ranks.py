@@ -21,7 +21,6 @@ ROWS = 512
 SOME = 8192  # queries whose relevant items are put in order at a time
 SLOTS = 1 << 19  # relevant items and queries whose counts are kept at once
 FEW = 24  # relevant items of a query, on average, for which counting beats sorting
-Counts = tuple[Array, Array, Array]  # rank, items above, items with the same score
 
 
 def ranks(
@@ -72,7 +71,8 @@ def _by_triangle(scores: Scores, relevance: Relevance, queries: Array) -> Iterat
     items = Items.joined([Items.of(scores, relevance, part) for part in np.array_split(every, len(every) // SOME + 1)])
     count = Above(scores, items)
     side = SIDE if len(every) > 6 * SIDE else SIDE // 2  # half of the diagonal's tiles are wasted
-    for rows, columns, tile in triangle(scores, torch.empty(min(side, len(every)) ** 2)):
+    buffer = torch.empty(min(side, len(every)) ** 2, dtype=torch.float32)
+    for rows, columns, tile in triangle(scores, buffer):
         count.see(tile, rows, columns.start, 0)
         if rows != columns:
             count.see(tile, columns, rows.start, 1)
@@ -87,27 +87,19 @@ def _filled(items: Items, rows: slice | Array, counts: tuple[Array, Array, Array
     return RelevantRanks(*(torch.from_numpy(column) for column in columns))
 
 
-def _tiles(scores: Scores, queries: Array, dtype: torch.dtype, size: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """Tiles of ``size`` scores of these queries with the whole gallery, and the first column of each."""
-    asked, total = scores.rows(scores.queries[queries], dtype), len(scores.gallery)
+def _tiles(scores: Scores, queries: Array, size: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Tiles of ``size`` float32 scores of these queries with the whole gallery, and the first column of each."""
+    asked, total = scores.rows(scores.queries[queries]), len(scores.gallery)
     side = min(max(size // len(queries), 1), total)
-    piece = min(
-        max(CHUNK // scores.embeddings.shape[1], 1), side
-    )  # so many rows of the gallery are converted at a time
-    kept, buffer = (torch.empty(n * len(queries), dtype=dtype, device=scores.device) for n in (side, piece))
+    buffer = torch.empty(side * len(queries), dtype=torch.float32, device=scores.device)
     for left in range(0, total, side):
-        width = min(side, total - left)
-        tile = kept[: width * len(queries)].view(len(queries), width)
-        for start in range(0, width, piece):
-            columns = slice(left + start, left + min(start + piece, width))
-            tile[:, start : start + piece] = scores.tile(asked, queries, columns, buffer)
-        yield left, tile
+        yield left, scores.tile(asked, queries, slice(left, min(left + side, total)), buffer)
 
 
 def _counted(scores: Scores, items: Items) -> Above:
     """Counted in float32 where that can tell."""
     count, every = Above(scores, items), slice(0, len(items.queries))
-    for left, tile in _tiles(scores, items.queries, torch.float32, 2 * CHUNK):
+    for left, tile in _tiles(scores, items.queries, 2 * CHUNK):
         count.see(tile, every, left, 0)
     count.finish()
     return count
@@ -115,16 +107,16 @@ def _counted(scores: Scores, items: Items) -> Above:
 
 def _counted_there(scores: Scores, items: Items) -> Above:
     """The same where the scores are: on a GPU."""
-    count, last = Above(scores, items), items.first[1:]
+    count = Above(scores, items)
     score_BP = torch.from_numpy(items.padded(count.score, slice(None), np.inf)).to(scores.device)
     margin, above_BP = float(count.margin), torch.zeros_like(score_BP, dtype=torch.int64)
-    for left, tile in _tiles(scores, items.queries, torch.float32, 64 * CHUNK):
+    for left, tile in _tiles(scores, items.queries, 64 * CHUNK):
         for p in range(score_BP.shape[1]):
             over = tile > score_BP[:, p, None] + margin
             above_BP[:, p] += over.sum(1)
             row, column = (over ^ (tile >= score_BP[:, p, None] - margin)).nonzero().cpu().numpy().T
             count.later(column + left, items.first[row] + 1 + p)
-    place = torch.arange(score_BP.shape[1]) < torch.from_numpy(np.diff(last, prepend=0))[:, None] - 1
+    place = torch.arange(score_BP.shape[1]) < torch.from_numpy(np.diff(items.first))[:, None] - 1
     count.finish()
     count.above[items.score < np.inf] += above_BP.cpu()[place].numpy()
     return count

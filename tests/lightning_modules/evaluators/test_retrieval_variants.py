@@ -269,3 +269,16 @@ def test_embeddings_that_nearly_collapsed_are_told_of_under_either_metric(metric
     with pytest.warns(UserWarning, match="the embeddings look collapsed"):
         found = RetrievalEvaluator(ks=[1], metric=metric, full_map=False)(rows, torch.arange(500) % 5)
     assert 0 < found["embedding_std"] < 1e-4
+
+
+@pytest.mark.parametrize("full_map", [True, False])
+def test_the_default_dtype_of_the_program_does_not_matter(full_map):
+    generator = torch.Generator().manual_seed(0)
+    rows, labels = torch.randn(700, 8, generator=generator), torch.arange(700) % 200
+    expected = RetrievalEvaluator(full_map=full_map)(rows, labels)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = RetrievalEvaluator(full_map=full_map)(rows, labels)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == expected
