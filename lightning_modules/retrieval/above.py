@@ -16,11 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_modules.retrieval.arrays import by_number, places
 from lightning_modules.retrieval.labels import Relevance
 from lightning_modules.retrieval.scores import Array, Scores
 
-PENDING = 1 << 16  # comparisons in float64 that wait
+PENDING = 1 << 16  # scores that wait to climb on, and comparisons in float64 that wait
 CLOSE = 64  # of them to one relevant item, on average, from which on float64 tiles are faster
+ONE = np.int32(1)  # of the counts' own type: without it, numpy adds ten times more slowly
+Climbing = tuple[Array, Array, Array]  # scores, gallery columns and slots
 
 
 class TooClose(Exception):
@@ -50,12 +53,13 @@ class Items:
         """All relevant items of some queries."""
         row, column = relevance.pairs(queries)
         score = scores.pairs(queries[row], column)
-        order = np.lexsort((column, -score, row))
+        order = np.argsort(-score)
+        order = order[by_number(row[order], len(queries))]
         row, column, score = row[order], column[order], score[order]
         new = np.ones(len(row), dtype=bool)
         new[1:] = (row[1:] != row[:-1]) | ~(score[:-1] - score[1:] <= scores.tie)
         run = np.cumsum(new) - 1
-        order = np.lexsort((column, run))
+        order = np.argsort(run * len(scores.gallery) + column)
         first = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(queries)) + 1)])
         slot, size = np.arange(len(row)) + row + 1, np.bincount(run)
         score_L, column_L = np.full(first[-1], np.inf), np.full(first[-1], -1, dtype=np.int32)
@@ -99,6 +103,7 @@ class Above:
         self.above, self.tied, self.before = (np.zeros(len(items.score), dtype=np.int32) for _ in range(3))
         self.margin = np.float32(scores.error + scores.tie + 2.0**-21)  # the last for differences in float32
         self.score = items.score.astype(np.float32)
+        self.climbing: list[Climbing] = []
         self.unclear: list[tuple[Array, Array]] = []
         self.waiting, self.left = 0, CLOSE * len(items.score) + PENDING
         self.masks = [np.empty(0, dtype=bool)] * 2
@@ -127,26 +132,31 @@ class Above:
                 break
             np.greater(scores, _along(self.score[slot] + self.margin, axis), out=over)
             self.above[slot] += _counts(over, axis)
-            close = np.flatnonzero(np.not_equal(reached, over, out=over))
-            self.later(_column(close, scores, axis, start), slot[_asked(close, scores, axis)])
+            asked, column = _sides(np.flatnonzero(np.not_equal(reached, over, out=over)), scores, axis)
+            self.later(column + start, slot[asked])
             slot = np.maximum(slot - 1, empty)
-        flat = np.flatnonzero(reached)
-        place, slot = _column(flat, scores, axis, start), slot.take(_asked(flat, scores, axis))
-        self._climb(scores.reshape(-1).take(flat), place, slot, asking)
+        flat = places(reached)
+        asked, column = _sides(flat, scores, axis)
+        self.climbing.append(self._counted(scores.reshape(-1).take(flat), column + start, slot.take(asked)))
+        if sum(len(score) for score, *_ in self.climbing) > PENDING:
+            self._climb()
 
-    def _climb(self, score: Array, column: Array, slot: Array, asking: slice) -> None:
-        """Count scores at the slot that they reach, and at those before it as far as they do."""
-        base, end = self.items.first[asking.start], self.items.first[asking.stop]
-        total, bound = end - base, self.score.take(slot)
+    def _climb(self) -> None:
+        """Count what waits for it at all slots that it reaches."""
+        score, column, slot = (np.concatenate(arrays) for arrays in zip(*self.climbing, strict=True))
+        self.climbing = []
         while len(score):
-            close = np.flatnonzero(score <= bound + self.margin)
-            counts = np.bincount(slot - base, minlength=total) - np.bincount(slot[close] - base, minlength=total)
-            self.above[base:end] += counts
-            self.later(column[close], slot[close])
-            slot = slot - 1
-            bound = self.score.take(slot)
-            keep = np.flatnonzero(score >= bound - self.margin)
-            score, column, slot, bound = (array.take(keep) for array in (score, column, slot, bound))
+            score, column, slot = self._counted(score, column, slot)
+
+    def _counted(self, score: Array, column: Array, slot: Array) -> Climbing:
+        """Count scores at the slots that they reach; what is left reaches the slot before as well."""
+        close = np.flatnonzero(score <= self.score.take(slot) + self.margin)
+        np.add.at(self.above, slot, ONE)
+        np.subtract.at(self.above, slot.take(close), ONE)
+        self.later(column.take(close), slot.take(close))
+        slot = slot - 1
+        keep = np.flatnonzero(score >= self.score.take(slot) - self.margin)
+        return score.take(keep), column.take(keep), slot.take(keep)
 
     def later(self, column: Array, slot: Array) -> None:
         """Columns and slots that are compared in float64.
@@ -161,12 +171,21 @@ class Above:
             self.unclear.append((column, slot))
             self.waiting += len(slot)
         if self.waiting > PENDING:
-            self.finish()
+            self._compare()
 
     def finish(self) -> None:
-        """Compare what waits."""
-        if not self.unclear:
-            return
+        """Count what waits.
+
+        Raises:
+            TooClose: too much of it is unclear.
+        """
+        if self.climbing:
+            self._climb()
+        if self.unclear:
+            self._compare()
+
+    def _compare(self) -> None:
+        """Compare what waits for it in float64."""
         column, slot = (np.concatenate(arrays) for arrays in zip(*self.unclear, strict=True))
         self.unclear, self.waiting = [], 0
         own = column == self.items.column[slot]
@@ -184,14 +203,11 @@ def _along(bound: Array, axis: int) -> Array:
     return bound[:, None] if axis == 0 else bound
 
 
-def _asked(flat: Array, tile: Array, axis: int) -> Array:
-    """Who asks at places of a tile, counted from its first."""
-    return flat // tile.shape[1] if axis == 0 else flat % tile.shape[1]
-
-
-def _column(flat: Array, tile: Array, axis: int, start: int) -> Array:
-    """The gallery columns at places of a tile."""
-    return _asked(flat, tile, 1 - axis) + start
+def _sides(flat: Array, tile: Array, axis: int) -> tuple[Array, Array]:
+    """Who asks, and who answers, at places of a tile."""
+    row = flat // tile.shape[1]
+    column = flat - row * tile.shape[1]
+    return (row, column) if axis == 0 else (column, row)
 
 
 def _counts(mask: Array, axis: int) -> Array:

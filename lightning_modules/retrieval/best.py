@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from lightning_modules.retrieval.arrays import by_number
 from lightning_modules.retrieval.scores import Array
 
 PENDING = 1 << 15  # candidates that wait before they are sorted
@@ -52,8 +53,7 @@ class Best:
         """Sort what waits into the lists."""
         rows, keys = (np.concatenate(arrays) for arrays in zip(*self.pending, strict=True))
         self.pending, self.waiting = [], 0
-        small = rows.astype(np.uint16) if len(self.keys) <= 1 << 16 else rows  # 16 bits are sorted by counting
-        order = np.argsort(small, kind="stable")
+        order = by_number(rows, len(self.keys))
         rows, keys = rows[order], keys[order]
         bounds = np.searchsorted(rows, np.arange(0, len(self.keys) + SPAN, SPAN))
         for start, stop in zip(bounds[:-1], bounds[1:], strict=True):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lightning_modules.retrieval.scores import CHUNK, Array, Scores
-from lightning_modules.retrieval.tiles import MANY, SIDE, in_blocks, listed
+from lightning_modules.retrieval.tiles import MANY, SIDE, listed, selected
 
 HALF = 2.0**-8  # spacing of bfloat16 numbers relative to their size: twice the rounding error
 PROBED = 32  # queries that are asked first
@@ -69,7 +69,7 @@ def _error(scores: Scores) -> float:
 def _width(scores: Scores, count: int, wanted: int, error: float) -> int | None:
     """The shortest lists that leave few queries undecided, by a sample of them; None where the longest do not."""
     sample = np.unique(np.linspace(0, len(scores.queries) - 1, PROBED).astype(int))
-    best = np.concatenate([score for _, score, _ in in_blocks(scores, WIDEST * wanted, sample)])
+    best = np.concatenate([score for _, score, _ in selected(scores, WIDEST * wanted, sample)])
     reached = best + HALF * np.abs(best) + 2 * error >= best[:, count - 1 : count]  # one error of each score
     needed = int(np.sort(reached.sum(1))[int((1 - OPEN) * (len(sample) - 1))])
     return None if needed >= WIDEST * wanted else max(needed + 1, wanted)

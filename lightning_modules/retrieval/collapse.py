@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lightning_modules.retrieval.scores import CHUNK, Array, Scores
-from lightning_modules.retrieval.search import dense
+from lightning_modules.retrieval.search import nearest_of
 
 SPREAD = 1e-3  # distance to the mean row, over the length of a row
 TIED = 0.5
@@ -27,7 +27,7 @@ def best_is_tied(scores: Scores, asked: Array, among: Array) -> Array:
     """
     step = np.unique(np.linspace(0, len(among) - 1, SAMPLE).astype(int))
     part = np.flatnonzero(np.isin(asked, among[step]))
-    sizes = [ranking.last_size for ranking in dense(scores, part, 1, None)]
+    sizes = [ranking.last_size for ranking in nearest_of(scores, part, 1)]
     return np.array([sum((size > 1).sum() for size in sizes), len(part)], dtype=float)
 
 
@@ -42,10 +42,10 @@ def collapse(scores: Scores, tied: float) -> dict[str, float]:
     mean, square = scores.embeddings.new_zeros(width, dtype=torch.float64), 0.0
     for part in _parts(scores):
         mean += part.sum(0) / total
-        square += float(part.square().sum()) / total
-    variance = sum(float((part - mean).square().sum()) for part in _parts(scores)) / total
-    if tied < TIED and variance >= SPREAD**2 * square:
+        square += float(part.norm()) ** 2 / total
+    if tied < TIED and square - float(mean.norm()) ** 2 >= SPREAD**2 * square:
         return {}
+    variance = sum(float((part - mean).norm()) ** 2 for part in _parts(scores)) / total
     found = {"embedding_std": math.sqrt(variance / width), "tied_top1": tied}
     warnings.warn(
         f"the embeddings look collapsed, or are mostly copies: standard deviation {found['embedding_std']:.2g} of a "
@@ -62,4 +62,4 @@ def _parts(scores: Scores) -> Iterator[torch.Tensor]:
     step = max(CHUNK // scores.embeddings.shape[1], 1)
     for start in range(0, len(scores.embeddings), step):
         part = scores.embeddings[start : start + step].double()
-        yield part / part.norm(dim=1, keepdim=True) if scores.metric == "cosine" else part
+        yield part * scores.scale_N[start : start + step, None] if scores.metric == "cosine" else part

@@ -161,34 +161,41 @@ class Scores:
 
     def near(self, queries: Array, columns: Array) -> Array:
         """``[B, L]`` float32 cosines of queries with some columns each; of anything where a column is -1."""
-        _, width = columns.shape
+        total, width = columns.shape
         size = max(CHUNK // (width * self.embeddings.shape[1]), 1)
-        buffer = torch.empty(size * width, self.embeddings.shape[1], dtype=self.embeddings.dtype, device=self.device)
+        asked, found = self._buffer(size), self._buffer(size * width)
         result = np.empty(columns.shape, dtype=np.float32)
-        for a in range(0, len(queries), size):
-            asked = torch.as_tensor(self.queries[queries[a : a + size]], device=self.device)
-            found = torch.as_tensor(self.gallery[columns[a : a + size]].ravel(), device=self.device)
-            rows = torch.index_select(self.embeddings, 0, found, out=buffer[: len(found)]).view(len(asked), width, -1)
-            cosine = rows.mul_(self.embeddings[asked, None]).sum(2)
+        for a in range(0, total, size):
+            left, right = self.queries[queries[a : a + size]], self.gallery[columns[a : a + size]]
+            rows = self._taken(right.ravel(), found).view(len(left), width, -1)
+            cosine = rows.mul_(self._taken(left, asked)[:, None]).sum(2)
             if not self.unit:
-                cosine = cosine * self.scale_N[asked, None] * self.scale_N[found].view(len(asked), width)
+                cosine = cosine * self.scale_N[left, None] * self.scale_N[right]
             result[a : a + size] = cosine.cpu().numpy()
         return result
 
     def pairs(self, queries: Array, columns: Array) -> Array:
         """``[P]`` float64 scores of single pairs of a query and a gallery item."""
-        step = max(CHUNK // 4 // self.embeddings.shape[1], 1)
+        size = min(max(CHUNK // self.embeddings.shape[1], 1), 1024)
+        rows, wide = self._buffer(size), self._buffer(size).double()
         result = np.empty(len(queries))
-        for a in range(0, len(queries), step):
-            left = torch.as_tensor(self.queries[queries[a : a + step]], device=self.device)
-            right = torch.as_tensor(self.gallery[columns[a : a + step]], device=self.device)
-            x, y = self.embeddings[left].double(), self.embeddings[right].double()
+        for a in range(0, len(queries), size):
+            left, right = self.queries[queries[a : a + size]], self.gallery[columns[a : a + size]]
+            x = wide[: len(left)].copy_(self._taken(left, rows))
             if self.metric == "cosine":
-                score = (x * y).sum(1) * self.scale_N[left] * self.scale_N[right]
+                score = x.mul_(self._taken(right, rows)).sum(1) * self.scale_N[left] * self.scale_N[right]
             else:
-                score = -(((x - y) * self.scale_N[left, None]) ** 2).sum(1) / 2
-            result[a : a + step] = score.cpu().numpy()
+                score = -x.sub_(self._taken(right, rows)).mul_(self.scale_N[left, None]).square_().sum(1) / 2
+            result[a : a + size] = score.cpu().numpy()
         return result
+
+    def _buffer(self, rows: int) -> Tensor:
+        return self.embeddings.new_empty(rows, self.embeddings.shape[1])
+
+    def _taken(self, ids: Array, buffer: Tensor) -> Tensor:
+        """Rows of the matrix, in any order, in the buffer."""
+        where = torch.as_tensor(ids, device=self.device)
+        return torch.index_select(self.embeddings, 0, where, out=buffer[: len(ids)])
 
     def published(self, scores: Array) -> Array:
         """Scores in the user's units: the cosine, or minus the squared distance; float32."""

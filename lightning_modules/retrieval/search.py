@@ -18,7 +18,7 @@ import torch
 
 from lightning_modules.retrieval.coarse import Bounded, coarse
 from lightning_modules.retrieval.scores import CHUNK, Array, Scores
-from lightning_modules.retrieval.tiles import Candidates, in_blocks, nearest
+from lightning_modules.retrieval.tiles import Candidates, in_blocks, nearest, selected
 
 SMALL = 512  # galleries that are ranked as a whole: faster than to look for candidates
 ROWS = 1 << 21  # float64 scores that are made at a time
@@ -74,6 +74,13 @@ def search(
     left: list[Array] = []
     yield from _decided(scores, single, count, hits, left)
     yield from dense(scores, np.concatenate(left), count, hits)
+
+
+def nearest_of(scores: Scores, queries: Array, count: int) -> Iterator[Ranking]:
+    """The same for a few queries, ascending."""
+    if scores.whole_rows:
+        return dense(scores, queries, count, None)
+    return search(scores, count, None, selected(scores, reach(scores, count), queries))
 
 
 def in_order(rankings: Iterable[Ranking], queries: int, count: int) -> tuple[Array, Array]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_modules.retrieval.arrays import places
 from lightning_modules.retrieval.best import Best
 from lightning_modules.retrieval.scores import Array, Scores
 
@@ -30,7 +31,7 @@ def nearest(scores: Scores, count: int) -> Candidates:
         queries ``[B]``, scores ``[B, count]`` descending, columns ``[B, count]``; -inf and -1 behind the last item.
     """
     if scores.device.type != "cpu" or count >= MANY:
-        yield from _selected(scores, count)
+        yield from selected(scores, count, np.arange(len(scores.queries)))
     else:
         yield from listed(scores, count)
 
@@ -90,23 +91,26 @@ def _symmetric(scores: Scores, count: int, dtype: torch.dtype) -> Candidates:
         yield (np.arange(span.start, span.stop), *best.result(span))
 
 
-def _selected(scores: Scores, count: int) -> Candidates:
-    """On a GPU, or with long lists: whole rows of scores where they fit, and the library's own selection."""
+def selected(scores: Scores, count: int, queries: Array) -> Candidates:
+    """The same for some queries, ascending, by the library's own selection from whole rows where they fit.
+
+    Faster on a GPU, for long lists, and for few queries.
+    """
     side = min(len(scores.gallery), 1 << 17)
     size = max((SIDE * SIDE << 5 * (scores.device.type != "cpu")) // side, 1)
-    for start in range(0, len(scores.queries), size):
-        queries = np.arange(start, min(start + size, len(scores.queries)))
-        asked = scores.rows(scores.queries[queries])
-        value: Tensor = asked[0].new_zeros(len(queries), 0)
+    for start in range(0, len(queries), size):
+        part = queries[start : start + size]
+        asked = scores.rows(scores.queries[part])
+        value: Tensor = asked[0].new_zeros(len(part), 0)
         column = value.long()
         for left in range(0, len(scores.gallery), side):
-            tile = scores.tile(asked, queries, slice(left, left + side))
+            tile = scores.tile(asked, part, slice(left, left + side))
             found = tile.topk(min(count, tile.shape[1]), 1)
             value, column = torch.cat([value, found.values], 1), torch.cat([column, found.indices + left], 1)
             value, order = value.sort(1, descending=True)
             value, column = value[:, :count], column.gather(1, order[:, :count])
         column = column.masked_fill(value == -torch.inf, -1)
-        yield queries, value.cpu().numpy(), column.cpu().numpy()
+        yield part, value.cpu().numpy(), column.cpu().numpy()
 
 
 class _Buffers:
@@ -124,7 +128,7 @@ class _Buffers:
             np.greater(tile.view(torch.int16).numpy(), (bits >> 16).astype(np.int16), out=mask.numpy())
         else:
             torch.gt(tile, torch.from_numpy(threshold), out=mask)
-        flat = np.flatnonzero(mask.numpy())
+        flat = places(mask.numpy())
         row = flat // tile.shape[1]
         score = torch.take(tile, torch.from_numpy(flat)).float().numpy()
         return row, flat - row * tile.shape[1], score

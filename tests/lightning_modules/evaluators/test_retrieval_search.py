@@ -118,7 +118,7 @@ def test_the_search_of_a_gpu_finds_the_same(monkeypatch):
     rng = np.random.default_rng(2)
     rows, every = rows_of("copies", 900, 8, rng), np.arange(900)
     scores = Scores(rows, every, every)
-    found = search(scores, 5, None, tiles._selected(scores, reach(scores, 5)))
+    found = search(scores, 5, None, tiles.selected(scores, reach(scores, 5), np.arange(len(scores.queries))))
     assert np.array_equal(*(in_order(rankings, 900, 5)[0] for rankings in (found, dense(scores, every, 5, None))))
 
 

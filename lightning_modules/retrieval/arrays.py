@@ -1,0 +1,27 @@
+"""Operations on long arrays, faster than numpy's general ones where little is set and numbers are small."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightning_modules.retrieval.scores import Array
+
+
+def places(mask: Array) -> Array:
+    """Positions of the few entries of a contiguous mask that are set, ascending, counted along its rows.
+
+    Eight entries are looked at as one 64-bit number.
+    """
+    flat = mask.reshape(-1)
+    end = len(flat) & ~7
+    bytes_ = flat[:end].reshape(-1, 8)
+    words = np.flatnonzero(bytes_.view(np.uint64) != 0)
+    inside = np.flatnonzero(bytes_.take(words, axis=0))
+    found = words.take(inside >> 3) * 8 + (inside & 7)
+    return found if end == len(flat) else np.concatenate([found, np.flatnonzero(flat[end:]) + end])
+
+
+def by_number(numbers: Array, bound: int) -> Array:
+    """The order that sorts integers from 0 to below a bound, equal ones as they came."""
+    small = numbers.astype(np.uint16) if bound <= 1 << 16 else numbers  # 16 bits are sorted by counting
+    return np.argsort(small, kind="stable")
