@@ -236,10 +236,11 @@ class RetrievalEvaluator(Evaluator):
         index = build(scores, self.index, self.index_options) if self.index in APPROXIMATE else None
         plan = Plan(self.ks, self.ties, self.full_map, None if index is None else count)
         counted = (self.full_map or count >= MANY) and self.index in ("flat", "gpu")  # all ranks tell everything
+        tied = best_is_tied(scores, asked, rows.queries)
         sums = measure(
             scores, relevance, plan, None if counted else self._rankings(scores, count, relevance.hits, index)
         )
-        sums.tied += best_is_tied(scores, asked, rows.queries)
+        sums.tied += tied
         return {} if index is None else index_recall(scores, index, self.ks), sums, relevance.classes
 
     def _scores(self, rows: Rows, queries: Array) -> Scores:

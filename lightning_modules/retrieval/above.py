@@ -10,6 +10,7 @@ query's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +21,9 @@ from lightning_modules.retrieval.arrays import by_number, places
 from lightning_modules.retrieval.labels import Relevance
 from lightning_modules.retrieval.scores import Array, Scores
 
-PENDING = 1 << 16  # scores that wait to climb on, and comparisons in float64 that wait
+PENDING = 1 << 15  # scores that wait to climb on, and comparisons in float64 that wait
 CLOSE = 64  # of them to one relevant item, on average, from which on float64 tiles are faster
 ONE = np.int32(1)  # of the counts' own type: without it, numpy adds ten times more slowly
-Climbing = tuple[Array, Array, Array]  # scores, gallery columns and slots
 
 
 class TooClose(Exception):
@@ -89,6 +89,40 @@ class Items:
         return np.where(place < size[:, None], values[slot], fill)
 
 
+class Waiting:
+    """Arrays that wait for work, side by side: much at once is done faster.
+
+    Their memory is made once: pieces that are kept would leave gaps between others that are freed.
+
+    Args:
+        work: what is done with them in the end.
+        *dtypes: of the arrays.
+    """
+
+    def __init__(self, work: Callable[..., None], *dtypes: type) -> None:
+        self.work, self.size = work, 0
+        self.arrays: list[Array] = [np.empty(PENDING, dtype=dtype) for dtype in dtypes]
+
+    def add(self, *arrays: Array) -> None:
+        """More of them, equally many of each."""
+        end = self.size + len(arrays[0])
+        if end > len(self.arrays[0]):
+            self.finish()
+            end = len(arrays[0])
+        if end > len(self.arrays[0]):
+            self.work(*arrays)
+            return
+        for kept, array in zip(self.arrays, arrays, strict=True):
+            kept[self.size : end] = array
+        self.size = end
+
+    def finish(self) -> None:
+        """Work on all that wait."""
+        size, self.size = self.size, 0
+        if size:
+            self.work(*(array[:size] for array in self.arrays))
+
+
 class Above:
     """Counts for items.
 
@@ -103,10 +137,10 @@ class Above:
         self.above, self.tied, self.before = (np.zeros(len(items.score), dtype=np.int32) for _ in range(3))
         self.margin = np.float32(scores.error + scores.tie + 2.0**-21)  # the last for differences in float32
         self.score = items.score.astype(np.float32)
-        self.climbing: list[Climbing] = []
-        self.unclear: list[tuple[Array, Array]] = []
-        self.waiting, self.left = 0, CLOSE * len(items.score) + PENDING
-        self.masks = [np.empty(0, dtype=bool)] * 2
+        self.climbing = Waiting(self._climb, np.float32, np.int64, np.int64)
+        self.unclear = Waiting(self._compare, np.int64, np.int64)
+        self.left = CLOSE * len(items.score) + PENDING
+        self.mask = np.empty(0, dtype=bool)
 
     def see(self, tile: Tensor, asking: slice, start: int, axis: int) -> None:
         """Count the scores of a tile.
@@ -121,34 +155,30 @@ class Above:
             TooClose: too many scores that float32 cannot tell from those of relevant items.
         """
         scores = tile.numpy()
-        if len(self.masks[0]) < scores.size:
-            self.masks = [np.empty(scores.size, dtype=bool) for _ in range(2)]
-        reached, over = (mask[: scores.size].reshape(scores.shape) for mask in self.masks)
+        if len(self.mask) < scores.size:
+            self.mask = np.empty(scores.size, dtype=bool)
+        reached = self.mask[: scores.size].reshape(scores.shape)
         empty, slot = self.items.first[:-1][asking], self.items.first[1:][asking] - 1  # the lowest items
         while True:
             bound = torch.from_numpy(_along(self.score[slot] - self.margin, axis))
             torch.ge(tile, bound, out=torch.from_numpy(reached))  # on all threads
             if np.count_nonzero(reached) <= scores.size >> 4:
                 break
-            np.greater(scores, _along(self.score[slot] + self.margin, axis), out=over)
+            over = scores > _along(self.score[slot] + self.margin, axis)
             self.above[slot] += _counts(over, axis)
             asked, column = _sides(np.flatnonzero(np.not_equal(reached, over, out=over)), scores, axis)
             self.later(column + start, slot[asked])
             slot = np.maximum(slot - 1, empty)
         flat = places(reached)
         asked, column = _sides(flat, scores, axis)
-        self.climbing.append(self._counted(scores.reshape(-1).take(flat), column + start, slot.take(asked)))
-        if sum(len(score) for score, *_ in self.climbing) > PENDING:
-            self._climb()
+        self.climbing.add(*self._counted(scores.reshape(-1).take(flat), column + start, slot.take(asked)))
 
-    def _climb(self) -> None:
-        """Count what waits for it at all slots that it reaches."""
-        score, column, slot = (np.concatenate(arrays) for arrays in zip(*self.climbing, strict=True))
-        self.climbing = []
+    def _climb(self, score: Array, column: Array, slot: Array) -> None:
+        """Count scores at all slots that they reach."""
         while len(score):
             score, column, slot = self._counted(score, column, slot)
 
-    def _counted(self, score: Array, column: Array, slot: Array) -> Climbing:
+    def _counted(self, score: Array, column: Array, slot: Array) -> tuple[Array, Array, Array]:
         """Count scores at the slots that they reach; what is left reaches the slot before as well."""
         close = np.flatnonzero(score <= self.score.take(slot) + self.margin)
         np.add.at(self.above, slot, ONE)
@@ -167,11 +197,7 @@ class Above:
         self.left -= len(slot)
         if self.left < 0:
             raise TooClose
-        if len(slot):
-            self.unclear.append((column, slot))
-            self.waiting += len(slot)
-        if self.waiting > PENDING:
-            self._compare()
+        self.unclear.add(column, slot)
 
     def finish(self) -> None:
         """Count what waits.
@@ -179,24 +205,24 @@ class Above:
         Raises:
             TooClose: too much of it is unclear.
         """
-        if self.climbing:
-            self._climb()
-        if self.unclear:
-            self._compare()
+        self.climbing.finish()
+        self.unclear.finish()
 
-    def _compare(self) -> None:
-        """Compare what waits for it in float64."""
-        column, slot = (np.concatenate(arrays) for arrays in zip(*self.unclear, strict=True))
-        self.unclear, self.waiting = [], 0
+    def ranks(self) -> tuple[Array, Array, Array]:
+        """Rank, items above and items with the same score, of each slot."""
+        return self.above + self.before + 1, self.above, self.tied
+
+    def _compare(self, column: Array, slot: Array) -> None:
+        """Compare gallery items with relevant ones in float64."""
         own = column == self.items.column[slot]
-        self.tied += np.bincount(slot[own], minlength=len(self.tied))
+        np.add.at(self.tied, slot[own], ONE)
         column, slot = column[~own], slot[~own]
         query = self.items.queries[np.searchsorted(self.items.first, slot, side="right") - 1]
         ahead = self.scores.pairs(query, column) - self.items.score[slot]
         tied = np.abs(ahead) <= self.scores.tie
         before = tied & (column < self.items.column[slot])
         for counts, here in ((self.above, ahead > self.scores.tie), (self.tied, tied), (self.before, before)):
-            counts += np.bincount(slot[here], minlength=len(counts))
+            np.add.at(counts, slot[here], ONE)
 
 
 def _along(bound: Array, axis: int) -> Array:

@@ -51,7 +51,7 @@ def ranks(
         except TooClose:
             left.append(part)
         else:
-            yield part, _filled(items, slice(None), (count.above + count.before + 1, count.above, count.tied))
+            yield part, _filled(items, slice(None), count.ranks())
     yield from from_whole_rows(scores, relevance, np.sort(np.concatenate(left)) if left else queries[:0], first_only)
 
 
@@ -69,20 +69,25 @@ def _by_triangle(scores: Scores, relevance: Relevance, queries: Array) -> Iterat
     """Every score serves both of its rows."""
     every = np.arange(len(scores.queries))
     items = Items.joined([Items.of(scores, relevance, part) for part in np.array_split(every, len(every) // SOME + 1)])
-    count = Above(scores, items)
-    side = SIDE if len(every) > 6 * SIDE else SIDE // 2  # half of the diagonal's tiles are wasted
-    buffer = torch.empty(min(side, len(every)) ** 2, dtype=torch.float32)
+    counts = _counted_on_both_sides(scores, items)
+    for part in _parts(relevance, queries):
+        yield part, _filled(items, part, counts)
+
+
+def _counted_on_both_sides(scores: Scores, items: Items) -> tuple[Array, Array, Array]:
+    count, total = Above(scores, items), len(scores.queries)
+    side = SIDE if total > 6 * SIDE else SIDE // 2  # half of the diagonal's tiles are wasted
+    buffer = torch.empty(min(side, total) ** 2, dtype=torch.float32)
     for rows, columns, tile in triangle(scores, buffer):
         count.see(tile, rows, columns.start, 0)
         if rows != columns:
             count.see(tile, columns, rows.start, 1)
     count.finish()
-    for part in _parts(relevance, queries):
-        yield part, _filled(items, part, (count.above + count.before + 1, count.above, count.tied))
+    return count.ranks()
 
 
 def _filled(items: Items, rows: slice | Array, counts: tuple[Array, Array, Array]) -> RelevantRanks:
-    """From rank, items above and items with the same score, of each slot."""
+    """From ``Above.ranks``."""
     columns = (items.padded(values, rows).astype(np.int64) for values in (*counts, items.hits))
     return RelevantRanks(*(torch.from_numpy(column) for column in columns))
 

@@ -176,16 +176,19 @@ class Scores:
 
     def pairs(self, queries: Array, columns: Array) -> Array:
         """``[P]`` float64 scores of single pairs of a query and a gallery item."""
-        size = min(max(CHUNK // self.embeddings.shape[1], 1), 1024)
-        rows, wide = self._buffer(size), self._buffer(size).double()
+        size = max(CHUNK // 2 // self.embeddings.shape[1], 1)
+        rows = self._buffer(size)
+        wide = [torch.empty_like(rows, dtype=torch.float64) for _ in range(2)]
         result = np.empty(len(queries))
         for a in range(0, len(queries), size):
             left, right = self.queries[queries[a : a + size]], self.gallery[columns[a : a + size]]
-            x = wide[: len(left)].copy_(self._taken(left, rows))
+            x, y = (kept[: len(left)] for kept in wide)
+            x.copy_(self._taken(left, rows))
+            y.copy_(self._taken(right, rows))
             if self.metric == "cosine":
-                score = x.mul_(self._taken(right, rows)).sum(1) * self.scale_N[left] * self.scale_N[right]
+                score = x.mul_(y).sum(1) * self.scale_N[left] * self.scale_N[right]
             else:
-                score = -x.sub_(self._taken(right, rows)).mul_(self.scale_N[left, None]).square_().sum(1) / 2
+                score = -x.sub_(y).mul_(self.scale_N[left, None]).square_().sum(1) / 2
             result[a : a + size] = score.cpu().numpy()
         return result
 

@@ -92,12 +92,13 @@ def _symmetric(scores: Scores, count: int, dtype: torch.dtype) -> Candidates:
 
 
 def selected(scores: Scores, count: int, queries: Array) -> Candidates:
-    """The same for some queries, ascending, by the library's own selection from whole rows where they fit.
+    """The same for some queries, ascending, by the library's own selection from long stretches.
 
-    Faster on a GPU, for long lists, and for few queries.
+    Faster on a GPU, for long lists and for few queries.
     """
-    side = min(len(scores.gallery), 1 << 17)
-    size = max((SIDE * SIDE << 5 * (scores.device.type != "cpu")) // side, 1)
+    on_cpu = scores.device.type == "cpu"
+    side = min(len(scores.gallery), max(1 << 13, 4 * count) if on_cpu else 1 << 17)
+    size = max((SIDE * SIDE << 5 * (not on_cpu)) // side, 1)
     for start in range(0, len(queries), size):
         part = queries[start : start + size]
         asked = scores.rows(scores.queries[part])
