@@ -271,6 +271,12 @@ def test_embeddings_that_nearly_collapsed_are_told_of_under_either_metric(metric
     assert 0 < found["embedding_std"] < 1e-4
 
 
+@pytest.mark.parametrize("options", [{}, {"full_map": False}, {"rerank": {}}])
+def test_the_share_of_tied_queries_is_of_those_that_were_looked_at(options):
+    with pytest.warns(UserWarning, match="100% of the queries have several best neighbours"):
+        assert RetrievalEvaluator(**options)(torch.ones(200, 4), torch.arange(200) % 5)["tied_top1"] == 1
+
+
 @pytest.mark.parametrize("full_map", [True, False])
 def test_the_default_dtype_of_the_program_does_not_matter(full_map):
     generator = torch.Generator().manual_seed(0)
