@@ -3,9 +3,9 @@
     python -m benchmarks.retrieval [--sizes 5000 20000 60502] [--dims 128 512] [--repeats 3] [--threads 2]
 
 The evaluator as it is, and with ``full_map=false`` as during training. The Flat search is chunked and asks for as many
-neighbours as the metrics without ``map`` need; it computes no metric. Embeddings are
-unit rows in classes of SOP's sizes, with noise for a recall@1 of 0.7 to 0.9. Ratios are medians of interleaved rounds
-in one run, with quartiles. Memory is the peak of a fresh process over what it had with the embeddings. FAISS and numpy
+neighbours as the metrics without ``map`` need; it computes no metric. Embeddings are unit rows in classes of SOP's
+sizes, with noise for a recall@1 of 0.7 to 0.9. Ratios are medians of interleaved rounds in one run, with quartiles, and
+a pause between the calls. Memory is the peak of a fresh process over what it had with the embeddings. FAISS and numpy
 follow OMP_NUM_THREADS, set it to --threads.
 """
 
@@ -86,7 +86,7 @@ def compare(total: int, width: int, repeats: int) -> dict[str, Any]:
     }
     if other := metric_learning(rows, labels):
         candidates["pytorch_metric_learning"] = other
-    times = interleave(candidates, repeats, warmup=int(total < 40_000))
+    times = interleave(candidates, repeats, warmup=int(total < 40_000), pause=0.05)
     result: dict[str, Any] = {f"{name}_s": round(statistics.median(values), 3) for name, values in times.items()}
     result |= {
         f"{ours} / {other}": [round(value, 3) for value in ratio(times, ours, other)]

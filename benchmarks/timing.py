@@ -31,14 +31,20 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def interleave(candidates: dict[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each call, all candidates in turn, ``repeats`` times after ``warmup`` rounds."""
+def interleave(
+    candidates: dict[str, Callable[[], object]], repeats: int, warmup: int = 2, pause: float = 0
+) -> dict[str, list[float]]:
+    """Seconds of each call, all candidates in turn, ``repeats`` times after ``warmup`` rounds.
+
+    Libraries with threads of their own need a pause: those of one wait for more work busily, on the cores of the next.
+    """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
     for round_ in range(warmup + repeats):
         shift = round_ % len(names)  # nobody always comes first
         for name in names[shift:] + names[:shift]:
             synchronize()
+            time.sleep(pause)
             start = time.perf_counter()
             candidates[name]()
             synchronize()

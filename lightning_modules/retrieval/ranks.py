@@ -17,7 +17,8 @@ from lightning_modules.retrieval.scores import CHUNK, Array, Scores
 from lightning_modules.retrieval.tiles import SIDE, triangle
 from lightning_modules.retrieval.whole_rows import from_whole_rows
 
-ROWS = 512
+ROWS = 512  # queries that are counted at a time
+TOLD = 4096  # queries whose counts are told at a time
 SOME = 8192  # queries whose relevant items are put in order at a time
 SLOTS = 1 << 19  # relevant items and queries whose counts are kept at once
 FEW = 24  # relevant items of a query, on average, for which counting beats sorting
@@ -43,7 +44,7 @@ def ranks(
         except TooClose:
             pass
     left = [] if few else [queries]
-    for part in _parts(relevance, queries) if few else ():
+    for part in _parts(relevance, queries, ROWS) if few else ():
         try:
             items = Items.of(scores, relevance, part)
             items = items.best() if first_only else items
@@ -55,11 +56,11 @@ def ranks(
     yield from from_whole_rows(scores, relevance, np.sort(np.concatenate(left)) if left else queries[:0], first_only)
 
 
-def _parts(relevance: Relevance, queries: Array) -> Iterator[Array]:
-    """Queries with equally many relevant items, ascending."""
+def _parts(relevance: Relevance, queries: Array, rows: int) -> Iterator[Array]:
+    """At most so many queries with about equally many relevant items, ascending."""
     queries, start = queries[np.argsort(relevance.total_Q[queries], kind="stable")], 0
     while start < len(queries):
-        part = queries[start : start + ROWS]
+        part = queries[start : start + rows]
         part = part[: max(CHUNK // int(relevance.total_Q[part].max()), 1)]
         start += len(part)
         yield np.sort(part)
@@ -70,7 +71,7 @@ def _by_triangle(scores: Scores, relevance: Relevance, queries: Array) -> Iterat
     every = np.arange(len(scores.queries))
     items = Items.joined([Items.of(scores, relevance, part) for part in np.array_split(every, len(every) // SOME + 1)])
     counts = _counted_on_both_sides(scores, items)
-    for part in _parts(relevance, queries):
+    for part in _parts(relevance, queries, TOLD):
         yield part, _filled(items, part, counts)
 
 
