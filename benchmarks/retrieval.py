@@ -32,6 +32,7 @@ from lightning_modules.retrieval.labels import Relevance
 CLASSES_PER_ITEM = 11_316 / 60_502
 NOISE = {128: 1.45, 512: 2.25}
 CHUNK = 4096
+MIN_ROWS = 200_000  # queries of all rounds, at least
 
 
 def embeddings(total: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,7 +87,8 @@ def compare(total: int, width: int, repeats: int) -> dict[str, Any]:
     }
     if other := metric_learning(rows, labels):
         candidates["pytorch_metric_learning"] = other
-    times = interleave(candidates, repeats, warmup=int(total < 40_000), pause=0.05)
+    rounds = max(repeats, MIN_ROWS // total)  # short runs vary more
+    times = interleave(candidates, rounds, warmup=int(total < 40_000), pause=0.05)
     result: dict[str, Any] = {f"{name}_s": round(statistics.median(values), 3) for name, values in times.items()}
     result |= {
         f"{ours} / {other}": [round(value, 3) for value in ratio(times, ours, other)]

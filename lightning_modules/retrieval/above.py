@@ -10,14 +10,13 @@ query's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_modules.retrieval.arrays import by_number, places
+from lightning_modules.retrieval.arrays import Waiting, by_number, places
 from lightning_modules.retrieval.labels import Relevance
 from lightning_modules.retrieval.scores import Array, Scores
 
@@ -89,40 +88,6 @@ class Items:
         return np.where(place < size[:, None], values[slot], fill)
 
 
-class Waiting:
-    """Arrays that wait for work, side by side: much at once is done faster.
-
-    Their memory is made once: pieces that are kept would leave gaps between others that are freed.
-
-    Args:
-        work: what is done with them in the end.
-        *dtypes: of the arrays.
-    """
-
-    def __init__(self, work: Callable[..., None], *dtypes: type) -> None:
-        self.work, self.size = work, 0
-        self.arrays: list[Array] = [np.empty(PENDING, dtype=dtype) for dtype in dtypes]
-
-    def add(self, *arrays: Array) -> None:
-        """More of them, equally many of each."""
-        end = self.size + len(arrays[0])
-        if end > len(self.arrays[0]):
-            self.finish()
-            end = len(arrays[0])
-        if end > len(self.arrays[0]):
-            self.work(*arrays)
-            return
-        for kept, array in zip(self.arrays, arrays, strict=True):
-            kept[self.size : end] = array
-        self.size = end
-
-    def finish(self) -> None:
-        """Work on all that wait."""
-        size, self.size = self.size, 0
-        if size:
-            self.work(*(array[:size] for array in self.arrays))
-
-
 class Above:
     """Counts for items.
 
@@ -137,8 +102,8 @@ class Above:
         self.above, self.tied, self.before = (np.zeros(len(items.score), dtype=np.int32) for _ in range(3))
         self.margin = np.float32(scores.error + scores.tie + 2.0**-21)  # the last for differences in float32
         self.score = items.score.astype(np.float32)
-        self.climbing = Waiting(self._climb, np.float32, np.int64, np.int64)
-        self.unclear = Waiting(self._compare, np.int64, np.int64)
+        self.climbing = Waiting(PENDING, np.float32, np.int64, np.int64)
+        self.unclear = Waiting(PENDING, np.int64, np.int64)
         self.left = CLOSE * len(items.score) + PENDING
         self.mask = np.empty(0, dtype=bool)
 
@@ -171,14 +136,14 @@ class Above:
             slot = np.maximum(slot - 1, empty)
         flat = places(reached)
         asked, column = _sides(flat, scores, axis)
-        self.climbing.add(*self._counted(scores.reshape(-1).take(flat), column + start, slot.take(asked)))
+        self.climbing.add(self._climb, *self._step(scores.reshape(-1).take(flat), column + start, slot.take(asked)))
 
     def _climb(self, score: Array, column: Array, slot: Array) -> None:
         """Count scores at all slots that they reach."""
         while len(score):
-            score, column, slot = self._counted(score, column, slot)
+            score, column, slot = self._step(score, column, slot)
 
-    def _counted(self, score: Array, column: Array, slot: Array) -> tuple[Array, Array, Array]:
+    def _step(self, score: Array, column: Array, slot: Array) -> tuple[Array, Array, Array]:
         """Count scores at the slots that they reach; what is left reaches the slot before as well."""
         close = np.flatnonzero(score <= self.score.take(slot) + self.margin)
         np.add.at(self.above, slot, ONE)
@@ -197,7 +162,7 @@ class Above:
         self.left -= len(slot)
         if self.left < 0:
             raise TooClose
-        self.unclear.add(column, slot)
+        self.unclear.add(self._compare, column, slot)
 
     def finish(self) -> None:
         """Count what waits.
@@ -205,8 +170,8 @@ class Above:
         Raises:
             TooClose: too much of it is unclear.
         """
-        self.climbing.finish()
-        self.unclear.finish()
+        self.climbing.finish(self._climb)
+        self.unclear.finish(self._compare)
 
     def ranks(self) -> tuple[Array, Array, Array]:
         """Rank, items above and items with the same score, of each slot."""

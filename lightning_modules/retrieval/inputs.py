@@ -11,6 +11,8 @@ from torch import Tensor
 
 from lightning_modules.retrieval.scores import CHUNK, Array, Metric
 
+EXTREME = 1e150  # squares of larger numbers, and of smaller ones than its inverse, leave float64
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -90,14 +92,15 @@ def check_values(vectors_ND: Tensor, metric: Metric) -> None:
     largest_N = vectors_ND.new_empty(len(vectors_ND))
     for start in range(0, len(vectors_ND), step):
         largest_N[start : start + step] = vectors_ND[start : start + step].abs().amax(1)  # NaN stays NaN
-    bad, empty = (~largest_N.isfinite()).nonzero()[:, 0], (largest_N == 0).nonzero()[:, 0]
+    smallest = max(torch.finfo(vectors_ND.dtype).tiny, 1 / EXTREME)
+    bad, empty = (~(largest_N < EXTREME)).nonzero()[:, 0], (largest_N < smallest).nonzero()[:, 0]
     if len(bad):
         raise ValueError(
-            f"{len(bad)} of {len(vectors_ND)} embeddings hold NaN or infinite values, the first is row {int(bad[0])}; "
-            "a ranking of them means nothing"
+            f"{len(bad)} of {len(vectors_ND)} embeddings hold NaN or infinite values, or some beyond {EXTREME:g}, "
+            f"the first is row {int(bad[0])}; a ranking of them means nothing"
         )
     if metric == "cosine" and len(empty):
         raise ValueError(
-            f"{len(empty)} of {len(vectors_ND)} embeddings are zero, the first is row {int(empty[0])}; they have no "
-            "cosine: use metric=l2, or see why the network gives zeros"
+            f"{len(empty)} of {len(vectors_ND)} embeddings are zero or below {smallest:.2g}, the first is row "
+            f"{int(empty[0])}; they have no cosine: use metric=l2, or see why the network gives zeros"
         )

@@ -145,7 +145,8 @@ def _add_ranks(
     sums: ClassSums, scores: Scores, relevance: Relevance, plan: Plan, queries: Array, everything: bool
 ) -> None:
     """What needs ranks in the whole gallery, or all that they tell."""
-    for part, found in ranks(scores, relevance, queries, first_only=not (plan.full_map or everything)):
+    width = min(plan.ks[-1], len(scores.gallery)) if everything else 1
+    for part, found in ranks(scores, relevance, queries, first_only=not (plan.full_map or everything), width=width):
         kind, total = relevance.class_Q[part], relevance.total_Q[part]
         rank, above, size, hits = (x[:, 0] for x in (found.rank_QP, found.above_QP, found.size_QP, found.hits_QP))
         values = {plan.first_hit: reciprocal_rank(rank, above, size, hits, plan.ties)}

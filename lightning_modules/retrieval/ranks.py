@@ -25,7 +25,7 @@ FEW = 24  # relevant items of a query, on average, for which counting beats sort
 
 
 def ranks(
-    scores: Scores, relevance: Relevance, queries: Array, *, first_only: bool = False
+    scores: Scores, relevance: Relevance, queries: Array, *, first_only: bool = False, width: int = 1
 ) -> Iterator[tuple[Array, RelevantRanks]]:
     """Ranks of the relevant items of each query, by true scores as in ``search``; some queries at a time.
 
@@ -34,17 +34,18 @@ def ranks(
         relevance: the relevant items.
         queries: which queries; each has at least one relevant item.
         first_only: the first relevant item of each query and no other; ``hits`` counts all that are tied with it.
+        width: numbers that will be kept of a query, where they are more than its relevant items.
     """
     few = bool(len(queries)) and relevance.total_Q[queries].mean() <= FEW and not scores.whole_rows
     slots = len(scores.queries) + int(relevance.total_Q.sum())
     if few and scores.symmetric and not first_only and slots <= SLOTS and scores.device.type == "cpu":
         try:
-            yield from _by_triangle(scores, relevance, queries)
+            yield from _by_triangle(scores, relevance, queries, width)
             return
         except TooClose:
             pass
     left = [] if few else [queries]
-    for part in _parts(relevance, queries, ROWS) if few else ():
+    for part in _parts(relevance, queries, ROWS, width) if few else ():
         try:
             items = Items.of(scores, relevance, part)
             items = items.best() if first_only else items
@@ -56,22 +57,24 @@ def ranks(
     yield from from_whole_rows(scores, relevance, np.sort(np.concatenate(left)) if left else queries[:0], first_only)
 
 
-def _parts(relevance: Relevance, queries: Array, rows: int) -> Iterator[Array]:
+def _parts(relevance: Relevance, queries: Array, rows: int, width: int) -> Iterator[Array]:
     """At most so many queries with about equally many relevant items, ascending."""
     queries, start = queries[np.argsort(relevance.total_Q[queries], kind="stable")], 0
     while start < len(queries):
         part = queries[start : start + rows]
-        part = part[: max(CHUNK // int(relevance.total_Q[part].max()), 1)]
+        part = part[: max(CHUNK // max(int(relevance.total_Q[part].max()), width), 1)]
         start += len(part)
         yield np.sort(part)
 
 
-def _by_triangle(scores: Scores, relevance: Relevance, queries: Array) -> Iterator[tuple[Array, RelevantRanks]]:
+def _by_triangle(
+    scores: Scores, relevance: Relevance, queries: Array, width: int
+) -> Iterator[tuple[Array, RelevantRanks]]:
     """Every score serves both of its rows."""
     every = np.arange(len(scores.queries))
     items = Items.joined([Items.of(scores, relevance, part) for part in np.array_split(every, len(every) // SOME + 1)])
     counts = _counted_on_both_sides(scores, items)
-    for part in _parts(relevance, queries, TOLD):
+    for part in _parts(relevance, queries, TOLD, width):
         yield part, _filled(items, part, counts)
 
 

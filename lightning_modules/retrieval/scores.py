@@ -124,7 +124,7 @@ class Scores:
         where: Any = slice(int(ids[0]), int(ids[-1]) + 1) if contiguous else torch.as_tensor(ids, device=self.device)
         rows, scale = self.embeddings[where], self.scale_N[where, None]
         if self.half_N is None:
-            wide = torch.promote_types(dtype, torch.float32)
+            wide = torch.promote_types(self.embeddings.dtype, torch.promote_types(dtype, torch.float32))
             return (rows if self.unit and wide == torch.float32 else rows.to(wide) * scale.to(wide)).to(dtype), None
         return (self._centered(rows) * scale).to(dtype), self.half_N[where].to(dtype)
 
@@ -168,10 +168,11 @@ class Scores:
         for a in range(0, total, size):
             left, right = self.queries[queries[a : a + size]], self.gallery[columns[a : a + size]]
             rows = self._taken(right.ravel(), found).view(len(left), width, -1)
-            cosine = rows.mul_(self._taken(left, asked)[:, None]).sum(2)
-            if not self.unit:
-                cosine = cosine * self.scale_N[left, None] * self.scale_N[right]
-            result[a : a + size] = cosine.cpu().numpy()
+            own = self._taken(left, asked)
+            if not self.unit:  # products of the rows as they are could overflow
+                rows.mul_(self.scale_N[right][..., None].to(rows.dtype))
+                own.mul_(self.scale_N[left, None].to(own.dtype))
+            result[a : a + size] = rows.mul_(own[:, None]).sum(2).cpu().numpy()
         return result
 
     def pairs(self, queries: Array, columns: Array) -> Array:

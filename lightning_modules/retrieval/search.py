@@ -56,7 +56,8 @@ def search(
         count: neighbours of a query, at least 1 and at most the size of the gallery.
         hits: tells relevant columns, to count them in runs that reach beyond the last neighbour. The order among
             neighbours closer than float32 can tell, all of them relevant or none, is then left as it is.
-        candidates: makes the ``reach(scores, count)`` best candidates of each query in another way than ``nearest``.
+        candidates: the ``reach(scores, count)`` best candidates of the queries that are ranked, found in another way
+            than by ``nearest``.
     """
     total = len(scores.gallery)
     wanted = reach(scores, count)

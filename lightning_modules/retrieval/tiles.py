@@ -92,13 +92,14 @@ def _symmetric(scores: Scores, count: int, dtype: torch.dtype) -> Candidates:
 
 
 def selected(scores: Scores, count: int, queries: Array) -> Candidates:
-    """The same for some queries, ascending, by the library's own selection from long stretches.
+    """As ``nearest`` for some queries, ascending, by the library's own selection.
 
     Faster on a GPU, for long lists and for few queries.
     """
-    on_cpu = scores.device.type == "cpu"
-    side = min(len(scores.gallery), max(1 << 13, 4 * count) if on_cpu else 1 << 17)
-    size = max((SIDE * SIDE << 5 * (not on_cpu)) // side, 1)
+    on_cpu, width = scores.device.type == "cpu", scores.embeddings.shape[1]
+    most, numbers = (1 << 13, 1 << 22) if on_cpu else (1 << 17, 1 << 27)  # rows of a stretch, and numbers in them
+    side = min(len(scores.gallery), max(min(most, numbers // width), 4 * count))
+    size = max((SIDE * SIDE if on_cpu else SIDE * SIDE << 5) // side, 1)
     for start in range(0, len(queries), size):
         part = queries[start : start + size]
         asked = scores.rows(scores.queries[part])

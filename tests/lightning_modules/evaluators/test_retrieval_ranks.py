@@ -1,5 +1,7 @@
 """Ranks of relevant items against sorted float64 rows, in every way that they are counted."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -81,8 +83,7 @@ def test_the_ways_agree_where_tiles_are_full_and_where_they_are_not():
         items = Items.of(scores, relevance, every)
         ((_, exact),) = from_whole_rows(scores, relevance, every, False)
         for count in (ranks_module._counted(scores, items), ranks_module._counted_there(scores, items)):
-            values = count.above + count.before + 1, count.above, count.tied
-            found = ranks_module._filled(items, slice(None), values)
+            found = ranks_module._filled(items, slice(None), count.ranks())
             assert all(torch.equal(getattr(found, field), getattr(exact, field)) for field in FIELDS)
 
 
@@ -112,3 +113,22 @@ def test_on_a_gpu():
     for query, positions in results[0].items():
         known = [rank for rank in positions if rank > 0]
         assert results[1][query][: len(known)] == known
+
+
+def test_counters_are_freed_when_they_are_done():
+    """Without the garbage collector: they hold the embeddings."""
+    every, labels = np.arange(300), np.arange(300) % 100
+    scores = Scores(torch.randn(300, 8), every, every)
+    relevance = Relevance(labels, every, every, scores.own_Q)
+    count = weakref.ref(ranks_module._counted(scores, Items.of(scores, relevance, every)))
+    assert count() is None
+
+
+@pytest.mark.parametrize("slots", [0, 1 << 19])
+def test_parts_are_small_where_much_is_kept_of_a_query(monkeypatch, slots):
+    monkeypatch.setattr(ranks_module, "SLOTS", slots)
+    every, labels = np.arange(3000), np.arange(3000) % 1000
+    scores = Scores(torch.randn(3000, 8), every, every)
+    relevance = Relevance(labels, every, every, scores.own_Q)
+    sizes = [len(part) for part, _ in ranks_module.ranks(scores, relevance, every, width=1000)]
+    assert sum(sizes) == 3000 and max(sizes) <= ranks_module.CHUNK // 1000

@@ -129,7 +129,7 @@ def test_on_a_gpu():
     assert np.array_equal(*(in_order(rankings, 3000, 9)[0] for rankings in both))
 
 
-@pytest.mark.parametrize("length", [1.0, 3.0])
+@pytest.mark.parametrize("length", [1.0, 3.0, 1e30, 1e-30])
 @pytest.mark.parametrize("queries", [2048, 700])
 def test_bfloat16_candidates_become_exact_neighbours(monkeypatch, queries, length):
     """The scores of unit rows and of others; a query that bfloat16 leaves undecided is asked again."""
@@ -150,6 +150,19 @@ def test_bfloat16_candidates_become_exact_neighbours(monkeypatch, queries, lengt
     found, true = (in_order(x, queries, 10) for x in (search(scores, 10), dense(scores, np.arange(queries), 10, None)))
     assert np.array_equal(found[0], true[0]) and np.abs(found[1] - true[1]).max() < 1e-6
     assert 0 < again[0] < queries / 4
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize(
+    ("length", "dtype"),
+    [(1e37, torch.float32), (1e-36, torch.float32), (1e140, torch.float64), (1e-140, torch.float64)],
+)
+def test_rows_of_any_length(length, dtype, metric):
+    rng, every = np.random.default_rng(0), np.arange(1500)
+    rows = torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((1500, 16))), dim=1)
+    long, unit = (Scores((rows * scale).to(dtype), every, every, metric) for scale in (length, 1.0))
+    columns = (in_order(search(scores, 10), 1500, 10)[0] for scores in (long, unit))
+    assert np.mean(np.equal(*columns)) > 0.999  # rounding of the rows may swap neighbours
 
 
 def test_bfloat16_scores_are_within_their_bound():
