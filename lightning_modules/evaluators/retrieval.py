@@ -236,6 +236,7 @@ class RetrievalEvaluator(Evaluator):
         index = build(scores, self.index, self.index_options) if self.index in APPROXIMATE else None
         plan = Plan(self.ks, self.ties, self.full_map, None if index is None else count)
         counted = (self.full_map or count >= MANY) and self.index in ("flat", "gpu")  # all ranks tell everything
+        # First, because the memory it takes is used again by what follows.
         tied = best_is_tied(scores, asked, rows.queries)
         sums = measure(
             scores, relevance, plan, None if counted else self._rankings(scores, count, relevance.hits, index)

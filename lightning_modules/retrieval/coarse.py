@@ -70,7 +70,8 @@ def _width(scores: Scores, count: int, wanted: int, error: float) -> int | None:
     """The shortest lists that leave few queries undecided, by a sample of them; None where the longest do not."""
     sample = np.unique(np.linspace(0, len(scores.queries) - 1, PROBED).astype(int))
     best = np.concatenate([score for _, score, _ in selected(scores, WIDEST * wanted, sample)])
-    reached = best + HALF * np.abs(best) + 2 * error >= best[:, count - 1 : count]  # one error of each score
+    with np.errstate(invalid="ignore"):  # a short list: -inf + inf
+        reached = best + HALF * np.abs(best) + 2 * error >= best[:, count - 1 : count]  # one error of each score
     needed = int(np.sort(reached.sum(1))[int((1 - OPEN) * (len(sample) - 1))])
     return None if needed >= WIDEST * wanted else max(needed + 1, wanted)
 

@@ -177,7 +177,8 @@ class Scores:
 
     def pairs(self, queries: Array, columns: Array) -> Array:
         """``[P]`` float64 scores of single pairs of a query and a gallery item."""
-        size = max(CHUNK // 2 // self.embeddings.shape[1], 1)
+        numbers = CHUNK // 2 if self.device.type == "cpu" else CHUNK << 5  # a GPU waits for the host at each piece
+        size = max(min(numbers // self.embeddings.shape[1], len(queries)), 1)
         rows = self._buffer(size)
         wide = [torch.empty_like(rows, dtype=torch.float64) for _ in range(2)]
         result = np.empty(len(queries))

@@ -145,9 +145,7 @@ def _certified(
     column_BL = column_BL.copy()
     column_BL[mixed] = np.take_along_axis(column_BL[mixed], order, 1)
     run_BL = runs(exact_BL, scores.tie)
-    tied = np.flatnonzero(run_BL[:, -1] + 1 < run_BL.shape[1])
-    order = np.lexsort((column_BL[tied], run_BL[tied]), axis=1)
-    column_BL[tied] = np.take_along_axis(column_BL[tied], order, 1)
+    sort_runs(column_BL, run_BL)
     in_last_BL = run_BL == run_BL[:, count - 1, None]
     found = np.zeros(len(queries), dtype=np.int64)
     if hits is not None:
@@ -173,6 +171,13 @@ def runs(score_BL: Array, tie: float) -> Array:
     with np.errstate(invalid="ignore"):
         new_BL = ~(score_BL[:, :-1] - score_BL[:, 1:] <= tie)
     return np.concatenate([np.zeros((len(score_BL), 1), dtype=np.int64), new_BL.cumsum(1)], axis=1)
+
+
+def sort_runs(column_BL: Array, run_BL: Array) -> None:
+    """Sort the columns of each run of equal scores, in place."""
+    tied = np.flatnonzero(run_BL[:, -1] + 1 < run_BL.shape[1])
+    order = np.lexsort((column_BL[tied], run_BL[tied]), axis=1)
+    column_BL[tied] = np.take_along_axis(column_BL[tied], order, 1)
 
 
 def first_of_run(run_BL: Array) -> Array:
@@ -221,8 +226,7 @@ def _ranked_rows(scores: Scores, queries: Array, row_BG: torch.Tensor, count: in
     if hits is not None:
         last_hits = np.bincount(row, hits(queries[row], place), len(queries)).astype(np.int64)
     inside = run != run[:, -1:]
-    order = np.lexsort((column, run), axis=1)
-    column = np.take_along_axis(column, order, 1)
+    sort_runs(column, run)
     above = inside.sum(1)
     begin = np.cumsum(size) - size
     rank = above[row] + np.arange(len(row)) - begin[row]

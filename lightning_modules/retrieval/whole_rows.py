@@ -15,7 +15,7 @@ from torch import Tensor
 from kernels.retrieval_metrics import RelevantRanks
 from lightning_modules.retrieval.labels import Relevance
 from lightning_modules.retrieval.scores import CHUNK, Array, Scores
-from lightning_modules.retrieval.search import first_of_run, runs, whole_rows
+from lightning_modules.retrieval.search import first_of_run, runs, sort_runs, whole_rows
 
 
 def from_whole_rows(
@@ -59,10 +59,7 @@ def _relevant(scores: Scores, relevance: Relevance, queries: Array, row_BG: Tens
     score_BP[row, place], column_BP[row, place] = found.cpu().numpy(), column
     order = np.argsort(-score_BP, axis=1)
     score_BP, column_BP = np.take_along_axis(score_BP, order, 1), np.take_along_axis(column_BP, order, 1)
-    run_BP = runs(score_BP, scores.tie)
-    tied = np.flatnonzero(run_BP[:, -1] + 1 < run_BP.shape[1])
-    order = np.lexsort((column_BP[tied], run_BP[tied]), axis=1)
-    column_BP[tied] = np.take_along_axis(column_BP[tied], order, 1)
+    sort_runs(column_BP, runs(score_BP, scores.tie))
     return score_BP, column_BP
 
 
@@ -70,7 +67,7 @@ def _places(row_BG: Array, tie: float) -> Array:
     """``[B, G]`` place of each column in the order (score descending, column ascending), from 0."""
     order_BG = np.argsort(-row_BG, axis=1)
     run_BG = runs(np.take_along_axis(row_BG, order_BG, 1), tie)
-    order_BG = np.take_along_axis(order_BG, np.lexsort((order_BG, run_BG), axis=1), 1)
+    sort_runs(order_BG, run_BG)
     place_BG = np.empty_like(order_BG)
     np.put_along_axis(place_BG, order_BG, np.arange(row_BG.shape[1])[None], 1)
     return place_BG
