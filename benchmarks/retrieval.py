@@ -3,9 +3,9 @@
     python -m benchmarks.retrieval [--sizes 5000 20000 60502] [--dims 128 512] [--per-class N] [--threads 2]
 
 The evaluator as it is, and with ``full_map=false`` as during training. The Flat search is chunked and asks for as many
-neighbours as the metrics without ``map`` need; it computes no metric. Embeddings are unit rows in classes of SOP's sizes
-(or of N items each), with noise for a recall@1 of 0.7 to 0.9 there. Ratios are medians of interleaved rounds in one
-run, with quartiles, and a pause between the calls. Memory is the peak of a fresh process over what it had with the
+neighbours as the metrics without ``map`` need; it computes no metric. Embeddings are unit rows in classes of SOP's
+sizes, with noise for a recall@1 of 0.7 to 0.9, or in classes of N items. Ratios are medians of interleaved rounds in
+one run, with quartiles, and a pause between the calls. Memory is the peak of a fresh process over what it had with the
 embeddings. FAISS and numpy follow OMP_NUM_THREADS, set it to --threads.
 """
 
