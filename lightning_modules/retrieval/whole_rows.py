@@ -1,6 +1,10 @@
 """Ranks of relevant items from whole rows of float64 scores: for large classes, and where float32 tells too little.
 
-Shape legend: B queries, G gallery, P relevant items of a query, padded.
+A row is put in order by 16 bits of its scores, a fifth of the work of sorting the scores themselves. Where a relevant
+item stands alone in its bucket, this tells its rank; items that share a bucket with one are sorted by their scores.
+
+Shape legend: B queries, G gallery, P relevant items of a query, padded, R relevant items of all queries, M items of
+their buckets, in their order.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ from torch import Tensor
 from kernels.retrieval_metrics import RelevantRanks
 from lightning_modules.retrieval.labels import Relevance
 from lightning_modules.retrieval.scores import CHUNK, Array, Scores
-from lightning_modules.retrieval.search import first_of_run, runs, sort_runs, whole_rows
+from lightning_modules.retrieval.search import whole_rows
+
+LAST = (1 << 16) - 1  # the bucket of hidden items
 
 
 def from_whole_rows(
@@ -23,68 +29,127 @@ def from_whole_rows(
 ) -> Iterator[tuple[Array, RelevantRanks]]:
     """Ranks of the relevant items of each query, ascending queries; ``first_only`` as in ``ranks``."""
     for rows, row_BG in whole_rows(scores, queries):
-        step = max(min(CHUNK // int(relevance.total_Q[rows].max()), 4 * CHUNK // row_BG.shape[1]), 1)
+        step = max(CHUNK // 2 // int(relevance.total_Q[rows].max()), 1)
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
-            yield part, _ranks(scores, relevance, part, row_BG[start : start + step], first_only)
+            yield part, _ranks(scores.tie, relevance, part, row_BG[start : start + step], first_only)
 
 
-def _ranks(scores: Scores, relevance: Relevance, queries: Array, row_BG: Tensor, first_only: bool) -> RelevantRanks:
-    score_BP, column_BP = _relevant(scores, relevance, queries, row_BG)
-    first_BP = first_of_run(runs(score_BP, scores.tie))
-    hits_BP = _same(first_BP)
+def _ranks(tie: float, relevance: Relevance, queries: Array, row_BG: Tensor, first_only: bool) -> RelevantRanks:
+    width = row_BG.shape[1]
+    order_BG, start_R, end_R = _around(tie, relevance, queries, row_BG, first_only)
+    position_M, stretch_M = _joined(start_R, end_R)
+    row_M = position_M // width
+    column_M = _taken(order_BG, position_M)
+    score_M = _taken(row_BG, row_M * width + column_M)
+    _sort_inside(stretch_M, -score_M, column_M, score_M)
+    new_M = np.ones(len(position_M), dtype=bool)
+    new_M[1:] = (stretch_M[1:] != stretch_M[:-1]) | (score_M[:-1] - score_M[1:] > tie)
+    run_M, first_of_run = np.cumsum(new_M) - 1, np.flatnonzero(new_M)
+    _sort_inside(run_M, column_M, column_M)
+    found = np.flatnonzero(relevance.hits(queries[row_M], column_M))
+    row, run = row_M[found], run_M[found]
+    above = position_M[first_of_run[run]] - row * width
+    rank = position_M[found] - row * width + 1
+    size, hits = np.bincount(run_M)[run], np.bincount(run)[run]
+    place = np.arange(len(row)) - np.searchsorted(row, row)
+    shape = len(queries), 1 if first_only else int(place.max()) + 1
+    keep = place < shape[1]
+    fields = torch.zeros(4, *shape, dtype=torch.int64)
+    for field, values in zip(fields.numpy(), (rank, above, size, hits), strict=True):
+        field[row[keep], place[keep]] = values[keep]
+    return RelevantRanks(*fields)
+
+
+def _around(
+    tie: float, relevance: Relevance, queries: Array, row_BG: Tensor, first_only: bool
+) -> tuple[Tensor, Array, Array]:
+    """The order of the rows by buckets, and the stretches of it that hold all that is tied with a relevant item.
+
+    Returns:
+        ``[B, G]`` columns, equal buckets by column; ``[R]`` start and end of the stretches, counted through all rows.
+    """
+    row_R, column_R = relevance.pairs(queries)
+    score_R = _taken(row_BG, row_R * row_BG.shape[1] + column_R)
+    first_B = np.searchsorted(row_R, np.arange(len(queries)))
     if first_only:
-        score_BP, column_BP, first_BP, hits_BP = (x[:, :1] for x in (score_BP, column_BP, first_BP, hits_BP))
-    before_BP = np.arange(score_BP.shape[1]) - first_BP
-    sorted_BG = _sorted(row_BG)
-    high, low = (torch.from_numpy(score_BP + side).to(row_BG.device) for side in (scores.tie, -scores.tie))
-    above_BP = row_BG.shape[1] - torch.searchsorted(sorted_BG, high, right=True).cpu().numpy()
-    size_BP = row_BG.shape[1] - torch.searchsorted(sorted_BG, low).cpu().numpy() - above_BP
-    real_BP = column_BP >= 0
-    mixed = np.flatnonzero(((size_BP > hits_BP) & real_BP).any(1))  # tied with an item of another class
-    if len(mixed):
-        place_MG = _places(row_BG[torch.from_numpy(mixed).to(row_BG.device)].cpu().numpy(), scores.tie)
-        before_BP[mixed] = np.take_along_axis(place_MG, column_BP[mixed], 1) - above_BP[mixed]
-    arrays = above_BP + before_BP + 1, above_BP, size_BP * real_BP, hits_BP * real_BP
-    return RelevantRanks(*(torch.from_numpy(x.astype(np.int64)) for x in arrays))
+        score_R = np.maximum.reduceat(score_R, first_B)
+        row_R = first_B = np.arange(len(queries))
+    place_R = np.arange(len(row_R)) - first_B[row_R]
+    score_BP = np.full((len(queries), int(place_R.max()) + 1), np.inf)
+    score_BP[row_R, place_R] = score_R
+    score = torch.from_numpy(score_BP).to(row_BG.device)
+    bucket = _Buckets(row_BG.amax(1, keepdim=True), score.amin(1, keepdim=True), tie)
+    bucket_BG = bucket.of_rows(row_BG)
+    order_BG = _order(bucket_BG)
+    sorted_BG = bucket_BG.gather(1, order_BG)
+    start_BP = torch.searchsorted(sorted_BG, bucket.of(score + tie)).cpu().numpy()
+    end_BP = torch.searchsorted(sorted_BG, bucket.of(score - tie), right=True).cpu().numpy()
+    before_R = row_R * row_BG.shape[1]
+    return order_BG, before_R + start_BP[row_R, place_R], before_R + end_BP[row_R, place_R]
 
 
-def _relevant(scores: Scores, relevance: Relevance, queries: Array, row_BG: Tensor) -> tuple[Array, Array]:
-    """``[B, P]`` scores and columns of relevant items, by falling score, equal ones by column; -inf and -1 behind."""
-    row, column = relevance.pairs(queries)
-    size = relevance.total_Q[queries]
-    place = np.arange(len(row)) - np.repeat(np.cumsum(size) - size, size)
-    score_BP, column_BP = np.full((len(queries), size.max()), -np.inf), np.full((len(queries), size.max()), -1)
-    found = row_BG[torch.from_numpy(row).to(row_BG.device), torch.from_numpy(column).to(row_BG.device)]
-    score_BP[row, place], column_BP[row, place] = found.cpu().numpy(), column
-    order = np.argsort(-score_BP, axis=1)
-    score_BP, column_BP = np.take_along_axis(score_BP, order, 1), np.take_along_axis(column_BP, order, 1)
-    sort_runs(column_BP, runs(score_BP, scores.tie))
-    return score_BP, column_BP
+class _Buckets:
+    """Buckets of 16 bits for each row, by falling score from -2^15; the last one holds hidden items and no relevant one.
+
+    Args:
+        top_B1: the highest score of each row.
+        low_B1: the lowest score that matters.
+        tie: scores that differ by no more lie in neighbouring buckets at most.
+    """
+
+    def __init__(self, top_B1: Tensor, low_B1: Tensor, tie: float) -> None:
+        self.top, self.factor = top_B1, (LAST - 1) / (top_B1 - low_B1).clamp(min=2 * LAST * tie)
+
+    def of(self, score: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Buckets of some rows' scores."""
+        scaled = (self.top[rows] - score).mul_(self.factor[rows])
+        return scaled.clamp_(0, LAST).sub_(1 << 15).to(torch.int16)
+
+    def of_rows(self, row_BG: Tensor) -> Tensor:
+        """Buckets of whole rows; some at a time, for temporaries that stay in the cache."""
+        bucket_BG = torch.empty(row_BG.shape, dtype=torch.int16, device=row_BG.device)
+        step = max(CHUNK // row_BG.shape[1], 1)
+        for a in range(0, len(row_BG), step):
+            bucket_BG[a : a + step] = self.of(row_BG[a : a + step], slice(a, a + step))
+        return bucket_BG
 
 
-def _places(row_BG: Array, tie: float) -> Array:
-    """``[B, G]`` place of each column in the order (score descending, column ascending), from 0."""
-    order_BG = np.argsort(-row_BG, axis=1)
-    run_BG = runs(np.take_along_axis(row_BG, order_BG, 1), tie)
-    sort_runs(order_BG, run_BG)
-    place_BG = np.empty_like(order_BG)
-    np.put_along_axis(place_BG, order_BG, np.arange(row_BG.shape[1])[None], 1)
-    return place_BG
+def _order(bucket_BG: Tensor) -> Tensor:
+    """``[B, G]`` columns that sort each row, equal ones ascending."""
+    if bucket_BG.device.type != "cpu":
+        return bucket_BG.sort(1, stable=True).indices
+    order_BG = torch.empty(bucket_BG.shape, dtype=torch.int64)
+    out, bucket, threads = order_BG.numpy(), bucket_BG.numpy(), torch.get_num_threads()
+    step = max(min(CHUNK // bucket.shape[1], -(-len(bucket) // threads)), 1)
+
+    def sort(a: int) -> None:
+        out[a : a + step] = np.argsort(bucket[a : a + step], axis=1, kind="stable")  # numbers of 16 bits are counted
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(sort, range(0, len(bucket), step)))
+    return order_BG
 
 
-def _same(first_BP: Array) -> Array:
-    """``[B, P]`` items of the run that begins at a place, for each item of it."""
-    width = first_BP.shape[1]
-    run_BP = first_BP + width * np.arange(len(first_BP))[:, None]
-    return np.bincount(run_BP.ravel(), minlength=run_BP.size)[run_BP]
+def _joined(start_R: Array, end_R: Array) -> tuple[Array, Array]:
+    """``[M]`` positions in any of the stretches, ascending, and the stretch each is in: those that overlap are one."""
+    order = np.argsort(start_R)
+    start, end = start_R[order], end_R[order]
+    reached = np.concatenate([[0], np.maximum.accumulate(end)[:-1]])
+    begin = np.maximum(start, reached)
+    size = np.maximum(end - begin, 0)
+    position_M = np.repeat(begin - (np.cumsum(size) - size), size) + np.arange(size.sum())
+    return position_M, np.repeat(np.cumsum(start >= reached) - 1, size)
 
 
-def _sorted(row_BG: Tensor) -> Tensor:
-    """A copy with sorted rows."""
-    if row_BG.device.type != "cpu":
-        return row_BG.sort(1).values
-    result = row_BG.numpy().copy()
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy's sort is the faster one, on one thread
-        list(pool.map(lambda part: part.sort(axis=1), np.array_split(result, torch.get_num_threads())))
-    return torch.from_numpy(result)
+def _sort_inside(part_M: Array, key_M: Array, *values: Array) -> None:
+    """Sort the items of each part by a key, in place."""
+    several = np.flatnonzero(np.bincount(part_M)[part_M] > 1)
+    order = several[np.lexsort((key_M[several], part_M[several]))]
+    for value_M in values:
+        value_M[several] = value_M[order]
+
+
+def _taken(table: Tensor, places: Array) -> Array:
+    """Entries at places counted through all rows."""
+    return table.view(-1)[torch.from_numpy(places).to(table.device)].cpu().numpy()
