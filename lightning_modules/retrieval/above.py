@@ -22,6 +22,7 @@ from lightning_modules.retrieval.scores import Array, Scores
 
 PENDING = 1 << 15  # scores that wait to climb on, and comparisons in float64 that wait
 CLOSE = 64  # of them to one relevant item, on average, from which on float64 tiles are faster
+MOST = 1 / 16  # of a tile may climb: where more reaches the lowest items, those are counted by themselves first
 ONE = np.int32(1)  # of the counts' own type: without it, numpy adds ten times more slowly
 
 
@@ -127,7 +128,7 @@ class Above:
         while True:
             bound = torch.from_numpy(_along(self.score[slot] - self.margin, axis))
             torch.ge(tile, bound, out=torch.from_numpy(reached))  # on all threads
-            if np.count_nonzero(reached) <= scores.size >> 4:
+            if np.count_nonzero(reached) <= MOST * scores.size:
                 break
             over = scores > _along(self.score[slot] + self.margin, axis)
             self.above[slot] += _counts(over, axis)

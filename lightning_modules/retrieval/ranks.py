@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from kernels.retrieval_metrics import RelevantRanks
-from lightning_modules.retrieval.above import Above, Items, TooClose
+from lightning_modules.retrieval.above import MOST, Above, Items, TooClose
 from lightning_modules.retrieval.labels import Relevance
 from lightning_modules.retrieval.scores import CHUNK, Array, Scores
 from lightning_modules.retrieval.tiles import SIDE, triangle
@@ -21,7 +21,9 @@ ROWS = 512  # queries that are counted at a time
 TOLD = 4096  # queries whose counts are told at a time
 SOME = 8192  # queries whose relevant items are put in order at a time
 SLOTS = 1 << 19  # relevant items and queries whose counts are kept at once
-FEW = 24  # relevant items of a query, on average, for which counting beats sorting
+FEW = 24  # relevant items of a query, on average, for which counting beats sorting on a GPU
+PROBED = 16  # queries that are looked at first
+WORTH = 0.5  # share of the gallery that a query's relevant items may climb past: beyond it, sorting rows is faster
 
 
 def ranks(
@@ -36,7 +38,7 @@ def ranks(
         first_only: the first relevant item of each query and no other; ``hits`` counts all that are tied with it.
         width: numbers that will be kept of a query, where they are more than its relevant items.
     """
-    few = bool(len(queries)) and relevance.total_Q[queries].mean() <= FEW and not scores.whole_rows
+    few = bool(len(queries)) and not scores.whole_rows and _few(scores, relevance, queries, first_only)
     slots = len(scores.queries) + int(relevance.total_Q.sum())
     if few and scores.symmetric and not first_only and slots <= SLOTS and scores.device.type == "cpu":
         try:
@@ -55,6 +57,21 @@ def ranks(
         else:
             yield part, _filled(items, slice(None), count.ranks())
     yield from from_whole_rows(scores, relevance, np.sort(np.concatenate(left)) if left else queries[:0], first_only)
+
+
+def _few(scores: Scores, relevance: Relevance, queries: Array, first_only: bool) -> bool:
+    """Whether little enough stands before the relevant items of these queries, by one item of each in a sample."""
+    if scores.device.type != "cpu":
+        return bool(relevance.total_Q[queries].mean() <= FEW)
+    sample = queries[np.unique(np.linspace(0, len(queries) - 1, PROBED).astype(int))]
+    items = Items.of(scores, relevance, sample)
+    items = items.best() if first_only else items
+    total = np.diff(items.first) - 1
+    chosen = items.first[:-1] + 1 + (np.arange(len(sample)) * 0.618 % 1 * total).astype(int)  # spread over the ranks
+    bound = torch.from_numpy((items.score[chosen] - scores.error).astype(np.float32))[:, None]
+    reached = sum((tile >= bound).sum(1).numpy() for _, tile in _tiles(scores, sample, 2 * CHUNK))
+    passed = np.minimum(reached / len(scores.gallery), MOST)
+    return bool((passed * total).mean() <= WORTH)
 
 
 def _parts(relevance: Relevance, queries: Array, rows: int, width: int) -> Iterator[Array]:

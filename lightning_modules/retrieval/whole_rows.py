@@ -67,7 +67,7 @@ def _around(
     """The order of the rows by buckets, and the stretches of it that hold all that is tied with a relevant item.
 
     Returns:
-        ``[B, G]`` columns, equal buckets by column; ``[R]`` start and end of the stretches, counted through all rows.
+        ``[B, G]`` columns; ``[R]`` start and end of the stretches, counted through all rows.
     """
     row_R, column_R = relevance.pairs(queries)
     score_R = _taken(row_BG, row_R * row_BG.shape[1] + column_R)
@@ -116,9 +116,9 @@ class _Buckets:
 
 
 def _order(bucket_BG: Tensor) -> Tensor:
-    """``[B, G]`` columns that sort each row, equal ones ascending."""
+    """``[B, G]`` columns that sort each row."""
     if bucket_BG.device.type != "cpu":
-        return bucket_BG.sort(1, stable=True).indices
+        return bucket_BG.argsort(1)
     order_BG = torch.empty(bucket_BG.shape, dtype=torch.int64)
     out, bucket, threads = order_BG.numpy(), bucket_BG.numpy(), torch.get_num_threads()
     step = max(min(CHUNK // bucket.shape[1], -(-len(bucket) // threads)), 1)
@@ -143,11 +143,14 @@ def _joined(start_R: Array, end_R: Array) -> tuple[Array, Array]:
 
 
 def _sort_inside(part_M: Array, key_M: Array, *values: Array) -> None:
-    """Sort the items of each part by a key, in place."""
-    several = np.flatnonzero(np.bincount(part_M)[part_M] > 1)
-    order = several[np.lexsort((key_M[several], part_M[several]))]
+    """Sort the items of each part by a key, in place: of the few parts that are not in order."""
+    wrong = (key_M[1:] < key_M[:-1]) & (part_M[1:] == part_M[:-1])
+    unsorted = np.zeros(part_M[-1] + 1, dtype=bool)
+    unsorted[part_M[1:][wrong]] = True
+    here = np.flatnonzero(unsorted[part_M])
+    order = here[np.lexsort((key_M[here], part_M[here]))]
     for value_M in values:
-        value_M[several] = value_M[order]
+        value_M[here] = value_M[order]
 
 
 def _taken(table: Tensor, places: Array) -> Array:

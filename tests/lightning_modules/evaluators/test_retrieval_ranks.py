@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_modules.retrieval import above
+from lightning_modules.retrieval import above, whole_rows
 from lightning_modules.retrieval import ranks as ranks_module
 from lightning_modules.retrieval.above import Items, TooClose
 from lightning_modules.retrieval.labels import Relevance
@@ -55,7 +55,7 @@ def test_ranks(monkeypatch, kind, metric):
         monkeypatch.setattr(ranks_module, "SIDE", int(rng.choice([16, 64, 2048])))
         monkeypatch.setattr(above, "PENDING", int(rng.choice([20, 1 << 18])))
         monkeypatch.setattr(above, "CLOSE", int(rng.choice([0, 64, 1 << 20])))
-        monkeypatch.setattr(ranks_module, "FEW", int(rng.choice([0, 12, 1000])))
+        monkeypatch.setattr(ranks_module, "WORTH", float(rng.choice([-1, 0.5, 1000])))  # sort, choose, count
         monkeypatch.setattr(ranks_module, "SLOTS", int(rng.choice([0, 1 << 19])))
         total, width = int(rng.integers(60, 200)), int(rng.choice([3, 8, 40]))
         rows, every = rows_of(kind, total, width, rng), np.arange(total)
@@ -98,6 +98,45 @@ def test_a_collapsed_embedding_is_given_up_early(monkeypatch):
     found = list(ranks(scores, relevance, every))
     assert sum(len(part) for part, _ in found) == 600
     assert all((values.size_QP == 599).all() for _, values in found)
+
+
+@pytest.mark.parametrize(("spread", "few"), [(0.2, True), (100.0, False)])
+@pytest.mark.parametrize("size", [20, 200])
+def test_rows_are_sorted_where_much_stands_before_relevant_items(spread, few, size):
+    """Classes that are found, and classes that are not; small ones are counted all the same."""
+    generator = torch.Generator().manual_seed(0)
+    every, labels = np.arange(2000), np.arange(2000) % (2000 // size)
+    rows = torch.randn(2000 // size, 24, generator=generator)[labels]
+    rows += spread * torch.randn(2000, 24, generator=generator)
+    scores = Scores(rows, every, every)
+    relevance = Relevance(labels, every, every, scores.own_Q)
+    assert ranks_module._few(scores, relevance, every, False) == (few and size == 20)
+    assert ranks_module._few(scores, relevance, every, True)  # the first item of a class is never far
+    pairs = Relevance(every // 2, every, every, scores.own_Q)
+    assert ranks_module._few(scores, pairs, every, False)
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_equal_scores_on_both_sides_of_a_bucket(first_only):
+    """Steps of one bucket and of a fraction of it, each score a little off, less than what counts as equal."""
+    rng, tie = np.random.default_rng(5), 2.0**-43
+    for trial in range(40):
+        total, classes = int(rng.integers(40, 400)), int(rng.choice([2, 5, 15]))
+        step = float(rng.choice([1, 0.5, 3])) / (whole_rows.LAST - 1)
+        exact = -rng.integers(0, whole_rows.LAST // 3 if trial % 4 == 0 else 30, (4, total)) * step
+        if trial % 2:  # buckets end at whole steps
+            exact[:, :classes], exact[:, classes] = -1, 0
+        labels = np.concatenate([np.arange(classes), rng.integers(0, classes, total - classes)])
+        row_BG = torch.from_numpy(exact + rng.uniform(-tie / 4, tie / 4, exact.shape))
+        queries = rng.permutation(total)[:4]
+        row_BG[torch.arange(4), torch.from_numpy(queries)] = -torch.inf
+        every = np.arange(total)
+        relevance = Relevance(labels, every, every, every)
+        asked = np.flatnonzero(relevance.total_Q[queries] > 0)
+        found = whole_rows._ranks(tie, relevance, queries[asked], row_BG[asked], first_only)
+        true = np.full((total, total), np.nan)
+        true[queries[asked]] = exact[asked] * 1e3  # ``expected`` rounds
+        check([(queries[asked], found)], true, labels, every, every, None, first_only)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
