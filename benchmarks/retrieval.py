@@ -1,12 +1,12 @@
 """What retrieval costs: the evaluator beside one FAISS Flat search alone, and beside pytorch-metric-learning.
 
-    python -m benchmarks.retrieval [--sizes 5000 20000 60502] [--dims 128 512] [--per-class N] [--threads 2]
+    python -m benchmarks.retrieval [--sizes 5000 20000 60502] [--dims 128 512] [--per-class N] [--noise X] [--threads 2]
 
 The evaluator as it is, and with ``full_map=false`` as during training. The Flat search is chunked and asks for as many
 neighbours as the metrics without ``map`` need; it computes no metric. Embeddings are unit rows in classes of SOP's
-sizes, with noise for a recall@1 of 0.7 to 0.9, or in classes of N items. Ratios are medians of interleaved rounds in
-one run, with quartiles, and a pause between the calls. Memory is the peak of a fresh process over what it had with the
-embeddings. FAISS and numpy follow OMP_NUM_THREADS, set it to --threads.
+sizes, with noise for a recall@1 of 0.7 to 0.9, or in classes of N items with X times that noise. Ratios are medians of
+interleaved rounds in one run, with quartiles, and a pause between the calls. Memory is the peak of a fresh process over
+what it had with the embeddings. FAISS and numpy follow OMP_NUM_THREADS, set it to --threads.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CHUNK = 4096
 MIN_ROWS = 200_000  # queries of all rounds, at least
 
 
-def embeddings(total: int, width: int, per_class: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def embeddings(total: int, width: int, per_class: int = 0, noise: float = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """Unit rows around class centres, and labels in classes of two to twelve items, or so many; made in place."""
     generator = torch.Generator().manual_seed(0)
     classes = total // per_class if per_class else int(total * CLASSES_PER_ITEM)
@@ -44,7 +44,7 @@ def embeddings(total: int, width: int, per_class: int = 0) -> tuple[torch.Tensor
     labels = torch.arange(total) * classes // total if per_class else labels
     centres, rows = torch.randn(classes, width, generator=generator), torch.empty(total, width)
     for start in range(0, total, CHUNK):
-        part = rows[start : start + CHUNK].normal_(generator=generator).mul_(NOISE.get(width, 2.0))
+        part = rows[start : start + CHUNK].normal_(generator=generator).mul_(noise * NOISE.get(width, 2.0))
         part += centres[labels[start : start + CHUNK]]
         part /= part.norm(dim=1, keepdim=True)
     return rows, labels
@@ -76,9 +76,9 @@ def metric_learning(rows: torch.Tensor, labels: torch.Tensor) -> Callable[[], ob
     return lambda: calculator.get_accuracy(rows, labels)
 
 
-def compare(total: int, width: int, repeats: int, per_class: int) -> dict[str, Any]:
+def compare(total: int, width: int, repeats: int, per_class: int, noise: float) -> dict[str, Any]:
     """Times of one size."""
-    rows, labels = embeddings(total, width, per_class)
+    rows, labels = embeddings(total, width, per_class, noise)
     evaluator, without = RetrievalEvaluator(), RetrievalEvaluator(full_map=False)
     count = max(evaluator.ks[-1], int(labels.bincount().max()) - 1) + 1
     candidates: dict[str, Callable[[], object]] = {
@@ -112,18 +112,17 @@ def label_work() -> dict[str, float]:
     return {"items": len(labels), "classes": len(relevance.classes), "seconds": round(statistics.median(times), 4)}
 
 
-def peak(total: int, width: int, full_map: bool, per_class: int) -> dict[str, float]:
+def peak(total: int, width: int, full_map: bool, per_class: int, noise: float) -> dict[str, float]:
     """MiB of a fresh process: the embeddings, and the peak above them."""
-    return dict(
-        json.loads(in_fresh_processes("retrieval", "--peak", total, width, int(full_map), per_class, times=1)[0])
-    )
+    options = ("--peak", total, width, int(full_map), per_class, "--noise", noise)
+    return dict(json.loads(in_fresh_processes("retrieval", *options, times=1)[0]))
 
 
-def measure_peak(total: int, width: int, full_map: bool, per_class: int) -> None:
+def measure_peak(total: int, width: int, full_map: bool, per_class: int, noise: float) -> None:
     """In the fresh process. The first small evaluation loads libraries."""
     evaluator = RetrievalEvaluator(full_map=full_map)
-    evaluator(*embeddings(3000, width, per_class))
-    rows, labels = embeddings(total, width, per_class)
+    evaluator(*embeddings(3000, width, per_class, noise))
+    rows, labels = embeddings(total, width, per_class, noise)
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the small evaluation left is not counted as the embeddings'
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -144,22 +143,25 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[5000, 20_000, 60_502])
     parser.add_argument("--dims", type=int, nargs="*", default=[128, 512])
     parser.add_argument("--per-class", type=int, default=0, help="items of a class; 0 for classes of SOP's sizes")
+    parser.add_argument("--noise", type=float, default=1, help="times the noise of the embeddings")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peak", type=int, nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.peak:
-        measure_peak(options.peak[0], options.peak[1], bool(options.peak[2]), options.peak[3])
+        measure_peak(options.peak[0], options.peak[1], bool(options.peak[2]), options.peak[3], options.noise)
         return
     rows: dict[str, object] = {"ratios": "median, lower and upper quartile", "label work": label_work()}
     for total in options.sizes:
         for width in options.dims:
             memory_of = {
-                f"extra_MiB {name}": peak(total, width, full_map, options.per_class)["extra_MiB"]
+                f"extra_MiB {name}": peak(total, width, full_map, options.per_class, options.noise)["extra_MiB"]
                 for name, full_map in (("evaluator", True), ("without map", False))
             }
-            rows[f"{total} x {width}"] = compare(total, width, options.repeats, options.per_class) | memory_of
+            rows[f"{total} x {width}"] = (
+                compare(total, width, options.repeats, options.per_class, options.noise) | memory_of
+            )
             print(f"{total} x {width}", rows[f"{total} x {width}"], file=sys.stderr)
     save(f"retrieval_{options.per_class}_per_class" if options.per_class else "retrieval", rows)
 

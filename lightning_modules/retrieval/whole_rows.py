@@ -90,7 +90,8 @@ def _around(
 
 
 class _Buckets:
-    """Buckets of 16 bits for each row, by falling score from -2^15; the last one holds hidden items and no relevant one.
+    """Numbers of 16 bits for scores of each row, by falling score from -2^15; the last is for hidden items alone or with
+    what scores less than all relevant ones.
 
     Args:
         top_B1: the highest score of each row.
