@@ -13,7 +13,8 @@ from lightning_modules.retrieval.arrays import by_number
 from lightning_modules.retrieval.scores import Array
 
 PENDING = 1 << 15  # candidates that wait before they are sorted
-SPAN = 1 << 13  # rows that are sorted together
+SPAN = 1 << 13  # rows that are sorted together, at most
+NUMBERS = 1 << 18  # of lists that are sorted together
 EMPTY = np.uint64((1 << 64) - 1)
 
 
@@ -36,10 +37,12 @@ class Best:
         if columns < 2 * count:
             return
         parts = min(1 << (8 * count - 1).bit_length(), columns // 2)
-        width = columns // parts
-        maxima = tile[:, : parts * width].unflatten(1, (width, parts)).amax(1)
-        kth = np.partition(maxima.float().numpy(), parts - count, axis=1)[:, parts - count]
-        self.threshold[rows] = np.nextafter(kth, np.float32(-np.inf))
+        width, step = columns // parts, max(NUMBERS // parts, 1)
+        for a in range(0, len(tile), step):
+            maxima = tile[a : a + step, : parts * width].unflatten(1, (width, parts)).amax(1)
+            kth = np.partition(maxima.float().numpy(), parts - count, axis=1)[:, parts - count]
+            here = slice(rows.start + a, min(rows.start + a + step, rows.stop))
+            self.threshold[here] = np.nextafter(kth, np.float32(-np.inf))
 
     def add(self, rows: Array, columns: Array, scores: Array) -> None:
         """Candidates, at most one of each row and column."""
@@ -55,7 +58,8 @@ class Best:
         self.pending, self.waiting = [], 0
         order = by_number(rows, len(self.keys))
         rows, keys = rows[order], keys[order]
-        bounds = np.searchsorted(rows, np.arange(0, len(self.keys) + SPAN, SPAN))
+        span = max(min(SPAN, NUMBERS // self.keys.shape[1]), 1)
+        bounds = np.searchsorted(rows, np.arange(0, len(self.keys) + span, span))
         for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
             if start < stop:
                 self._merge_span(rows[start:stop], keys[start:stop])

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from lightning_modules.retrieval.arrays import places
-from lightning_modules.retrieval.best import Best
+from lightning_modules.retrieval.best import PENDING, Best
 from lightning_modules.retrieval.scores import Array, Scores
 
 SIDE = 2048  # rows and columns of a tile
 MANY = 256  # neighbours from which on a selection beats a sorted list
+TOLD = 1 << 17  # neighbours that are told at a time
 STATE_BYTES = 16 << 20  # largest lists of all queries at once
 Candidates = Iterator[tuple[Array, Array, Array]]
 
@@ -45,8 +46,8 @@ def listed(scores: Scores, count: int, dtype: torch.dtype = torch.float32) -> Ca
 
 def in_blocks(scores: Scores, count: int, queries: Array, dtype: torch.dtype = torch.float32) -> Candidates:
     """The same for some queries, ascending."""
-    size, columns = min(SIDE, max((1 << 19) // count, 64)), len(scores.gallery)
-    side = SIDE * SIDE // size
+    size, columns = min(SIDE, max(TOLD // count, 64)), len(scores.gallery)
+    side = min(SIDE * SIDE // size, 2 * SIDE)
     buffers = _Buffers(min(size, len(queries)) * min(side, columns), dtype)
     for start in range(0, len(queries), size):
         part = queries[start : start + size]
@@ -55,8 +56,8 @@ def in_blocks(scores: Scores, count: int, queries: Array, dtype: torch.dtype = t
             tile = scores.tile(asked, part, slice(left, left + side), buffers.scores)
             if left == 0:
                 best.floor(slice(0, len(part)), tile)
-            row, column, score = buffers.above(tile, best.threshold[:, None])
-            best.add(row, column + left, score)
+            for row, column, score in buffers.above(tile, best.threshold[:, None]):
+                best.add(row, column + left, score)
         yield (part, *best.result(slice(0, len(part))))
 
 
@@ -81,13 +82,15 @@ def _symmetric(scores: Scores, count: int, dtype: torch.dtype) -> Candidates:
     for span, other, tile in triangle(scores, buffers.scores):
         if span == other:  # gives these rows a threshold
             best.floor(span, tile)
-        row, column, score = buffers.above(tile, best.threshold[span, None])
-        best.add(row + span.start, column + other.start, score)
-        if span != other:
-            row, column, score = buffers.above(tile, best.threshold[None, other])
+        for row, column, score in buffers.above(tile, best.threshold[span, None]):
+            best.add(row + span.start, column + other.start, score)
+        if span == other:
+            continue
+        for row, column, score in buffers.above(tile, best.threshold[None, other]):
             best.add(column + other.start, row + span.start, score)
-    for start in range(0, total, SIDE):
-        span = slice(start, min(start + SIDE, total))
+    size = max(min(SIDE, TOLD // count), 1)
+    for start in range(0, total, size):
+        span = slice(start, min(start + size, total))
         yield (np.arange(span.start, span.stop), *best.result(span))
 
 
@@ -99,14 +102,15 @@ def selected(scores: Scores, count: int, queries: Array) -> Candidates:
     on_cpu, width = scores.device.type == "cpu", scores.embeddings.shape[1]
     most, numbers = (1 << 13, 1 << 22) if on_cpu else (1 << 17, 1 << 27)  # rows of a stretch, and numbers in them
     side = min(len(scores.gallery), max(min(most, numbers // width), 4 * count))
-    size = max((SIDE * SIDE if on_cpu else SIDE * SIDE << 5) // side, 1)
+    size = max((SIDE * SIDE // 2 if on_cpu else SIDE * SIDE << 5) // side, 1)
+    buffer = torch.empty(min(size, len(queries)) * side, dtype=torch.float32, device=scores.device)
     for start in range(0, len(queries), size):
         part = queries[start : start + size]
         asked = scores.rows(scores.queries[part])
         value: Tensor = asked[0].new_zeros(len(part), 0)
         column = value.long()
         for left in range(0, len(scores.gallery), side):
-            tile = scores.tile(asked, part, slice(left, left + side))
+            tile = scores.tile(asked, part, slice(left, left + side), buffer)
             found = tile.topk(min(count, tile.shape[1]), 1)
             value, column = torch.cat([value, found.values], 1), torch.cat([column, found.indices + left], 1)
             value, order = value.sort(1, descending=True)
@@ -122,15 +126,17 @@ class _Buffers:
         self.scores = torch.empty(size, dtype=dtype)
         self.mask = torch.empty(size, dtype=torch.bool)
 
-    def above(self, tile: Tensor, threshold: Array) -> tuple[Array, Array, Array]:
-        """Row, column and score of the entries above a float32 threshold."""
+    def above(self, tile: Tensor, threshold: Array) -> Candidates:
+        """Row, column and score of the entries above a float32 threshold, some at a time."""
         mask = self.mask[: tile.numel()].view(tile.shape)
         bits = threshold.view(np.int32)
         if tile.dtype == torch.bfloat16 and bits.min() >= 0:  # floats above zero are in the order of their bits
             np.greater(tile.view(torch.int16).numpy(), (bits >> 16).astype(np.int16), out=mask.numpy())
         else:
             torch.gt(tile, torch.from_numpy(threshold), out=mask)
-        flat = places(mask.numpy())
-        row = flat // tile.shape[1]
-        score = torch.take(tile, torch.from_numpy(flat)).float().numpy()
-        return row, flat - row * tile.shape[1], score
+        every = places(mask.numpy())
+        for start in range(0, len(every), PENDING):
+            flat = every[start : start + PENDING]
+            row = flat // tile.shape[1]
+            score = torch.take(tile, torch.from_numpy(flat)).float().numpy()
+            yield row, flat - row * tile.shape[1], score

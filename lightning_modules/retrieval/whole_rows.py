@@ -21,6 +21,7 @@ from lightning_modules.retrieval.labels import Relevance
 from lightning_modules.retrieval.scores import CHUNK, Array, Scores
 from lightning_modules.retrieval.search import whole_rows
 
+SORTED = 1 << 20  # scores that are put in order at a time
 LAST = (1 << 16) - 1  # the bucket of hidden items
 
 
@@ -29,7 +30,7 @@ def from_whole_rows(
 ) -> Iterator[tuple[Array, RelevantRanks]]:
     """Ranks of the relevant items of each query, ascending queries; ``first_only`` as in ``ranks``."""
     for rows, row_BG in whole_rows(scores, queries):
-        step = max(CHUNK // 2 // int(relevance.total_Q[rows].max()), 1)
+        step = max(min(CHUNK // 4 // int(relevance.total_Q[rows].max()), SORTED // row_BG.shape[1]), 1)
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
             yield part, _ranks(scores.tie, relevance, part, row_BG[start : start + step], first_only)
@@ -90,8 +91,9 @@ def _around(
 
 
 class _Buckets:
-    """Numbers of 16 bits for scores of each row, by falling score from -2^15; the last is for hidden items alone or with
-    what scores less than all relevant ones.
+    """Buckets of 16 bits for the scores of each row, by falling score from -2^15.
+
+    The last one holds hidden items and, like those before it, what scores less than all relevant items.
 
     Args:
         top_B1: the highest score of each row.
