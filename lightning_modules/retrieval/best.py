@@ -15,6 +15,7 @@ from lightning_modules.retrieval.scores import Array
 PENDING = 1 << 15  # candidates that wait before they are sorted
 SPAN = 1 << 13  # rows that are sorted together, at most
 NUMBERS = 1 << 18  # of lists that are sorted together
+STRETCHES = 3  # of the first scores, for each place of a list: their maxima tell a first threshold
 EMPTY = np.uint64((1 << 64) - 1)
 
 
@@ -36,7 +37,7 @@ class Best:
         count, columns = self.keys.shape[1], tile.shape[1]
         if columns < 2 * count:
             return
-        parts = min(1 << (8 * count - 1).bit_length(), columns // 2)
+        parts = min(1 << (STRETCHES * count - 1).bit_length(), columns // 2)
         width, step = columns // parts, max(NUMBERS // parts, 1)
         for a in range(0, len(tile), step):
             maxima = tile[a : a + step, : parts * width].unflatten(1, (width, parts)).amax(1)
