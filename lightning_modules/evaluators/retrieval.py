@@ -45,7 +45,7 @@ class RetrievalEvaluator(Evaluator):
     """Recall@K, precision@K, R-precision, MAP@R, mAP, MRR and more, of every query against the whole gallery.
 
     Rankings are exact: by descending score, equal scores by ascending row. Works on a network and its data, or on
-    embeddings alone; nothing larger than the embeddings is ever held.
+    embeddings alone; some tens of megabytes are held beyond them, at any size (more where most scores are tied).
 
     Metrics: ``recall@k`` (the share of queries with a hit among the first k), ``precision@k``, ``ir_recall@k`` (the
     share of the relevant items found), ``r_precision``, ``map@r``, ``map``, ``mrr``, ``queries`` and

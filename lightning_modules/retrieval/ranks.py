@@ -21,8 +21,8 @@ ROWS = 512  # queries that are counted at a time
 TOLD = 4096  # queries whose counts are told at a time
 SOME = 8192  # queries whose relevant items are put in order at a time
 SLOTS = 1 << 19  # relevant items and queries whose counts are kept at once
-FEW = 24  # relevant items of a query, on average, for which counting beats sorting on a GPU
-PROBED = 16  # queries that are looked at first
+FEW = 24  # relevant items of a query, on average, for which counting beats sorting: for first items and on a GPU
+PROBED = 16  # pairs of a query and a relevant item that are looked at first
 WORTH = 0.5  # share of the gallery that a query's relevant items may climb past: beyond it, sorting rows is faster
 
 
@@ -60,18 +60,22 @@ def ranks(
 
 
 def _few(scores: Scores, relevance: Relevance, queries: Array, first_only: bool) -> bool:
-    """Whether little enough stands before the relevant items of these queries, by one item of each in a sample."""
-    if scores.device.type != "cpu":
-        return bool(relevance.total_Q[queries].mean() <= FEW)
-    sample = queries[np.unique(np.linspace(0, len(queries) - 1, PROBED).astype(int))]
-    items = Items.of(scores, relevance, sample)
-    items = items.best() if first_only else items
-    total = np.diff(items.first) - 1
-    chosen = items.first[:-1] + 1 + (np.arange(len(sample)) * 0.618 % 1 * total).astype(int)  # spread over the ranks
-    bound = torch.from_numpy((items.score[chosen] - scores.error).astype(np.float32))[:, None]
+    """Whether little enough stands before the relevant items of these queries, by a sample of their pairs."""
+    total = relevance.total_Q[queries]
+    if first_only or scores.device.type != "cpu":
+        return bool(total.mean() <= FEW)
+    end = np.cumsum(total)
+    pair = (np.arange(PROBED) + 0.5) / PROBED * end[-1]
+    place, first, times = np.unique(np.searchsorted(end, pair, "right"), return_index=True, return_counts=True)
+    if total[place].sum() > CHUNK // 4:  # classes of thousands
+        return False
+    sample = queries[place]
+    row, column = relevance.pairs(sample)
+    chosen = np.searchsorted(row, np.arange(len(sample))) + (pair[first] - (end - total)[place]).astype(int)
+    bound = torch.from_numpy((scores.pairs(sample, column[chosen]) - scores.error).astype(np.float32))[:, None]
     reached = sum((tile >= bound).sum(1).numpy() for _, tile in _tiles(scores, sample, 2 * CHUNK))
     passed = np.minimum(reached / len(scores.gallery), MOST)
-    return bool((passed * total).mean() <= WORTH)
+    return bool(total.mean() * np.average(passed, weights=times) <= WORTH)
 
 
 def _parts(relevance: Relevance, queries: Array, rows: int, width: int) -> Iterator[Array]:
@@ -116,7 +120,8 @@ def _filled(items: Items, rows: slice | Array, counts: tuple[Array, Array, Array
 def _tiles(scores: Scores, queries: Array, size: int) -> Iterator[tuple[int, torch.Tensor]]:
     """Tiles of ``size`` float32 scores of these queries with the whole gallery, and the first column of each."""
     asked, total = scores.rows(scores.queries[queries]), len(scores.gallery)
-    side = min(max(size // len(queries), 1), total)
+    widened = CHUNK // scores.embeddings.shape[1]  # rows of a tile may be copied
+    side = max(min(size // len(queries), widened, total), 1)
     buffer = torch.empty(side * len(queries), dtype=torch.float32, device=scores.device)
     for left in range(0, total, side):
         yield left, scores.tile(asked, queries, slice(left, min(left + side, total)), buffer)

@@ -111,7 +111,7 @@ class Scores:
         return part
 
     def _centered(self, rows: Tensor) -> Tensor:
-        return rows.double() - self.center if self.metric == "l2" else rows.double()
+        return rows - self.center if self.metric == "l2" else rows.double()  # float64 as well: the center is
 
     def rows(self, ids: Array, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor | None]:
         """Rows of the matrix as they are multiplied, ``[B, D]``, with half their squared lengths under l2.
@@ -126,7 +126,7 @@ class Scores:
         if self.half_N is None:
             wide = torch.promote_types(self.embeddings.dtype, torch.promote_types(dtype, torch.float32))
             return (rows if self.unit and wide == torch.float32 else rows.to(wide) * scale.to(wide)).to(dtype), None
-        return (self._centered(rows) * scale).to(dtype), self.half_N[where].to(dtype)
+        return self._centered(rows).mul_(scale).to(dtype), self.half_N[where].to(dtype)
 
     def tile(
         self, asked: tuple[Tensor, Tensor | None], queries: Array, columns: slice, buffer: Tensor | None = None

@@ -33,13 +33,36 @@ def from_whole_rows(
         step = max(min(CHUNK // 4 // int(relevance.total_Q[rows].max()), SORTED // row_BG.shape[1]), 1)
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
-            yield part, _ranks(scores.tie, relevance, part, row_BG[start : start + step], first_only)
+            for group, found in _ranks(scores.tie, relevance, part, row_BG[start : start + step], first_only):
+                yield part[group], found
 
 
-def _ranks(tie: float, relevance: Relevance, queries: Array, row_BG: Tensor, first_only: bool) -> RelevantRanks:
+def _ranks(
+    tie: float, relevance: Relevance, queries: Array, row_BG: Tensor, first_only: bool
+) -> Iterator[tuple[slice, RelevantRanks]]:
+    """Ranks by rows: few rows at a time where many items share buckets with relevant ones."""
     width = row_BG.shape[1]
-    order_BG, start_R, end_R = _around(tie, relevance, queries, row_BG, first_only)
-    position_M, stretch_M = _joined(start_R, end_R)
+    order_BG, row_R, start_R, end_R = _around(tie, relevance, queries, row_BG, first_only)
+    items_B = np.minimum(np.bincount(row_R, end_R - start_R), width)
+    ends = np.flatnonzero(np.diff(np.cumsum(items_B) // (CHUNK // 2), append=np.inf)) + 1
+    for a, b in zip([0, *ends[:-1]], ends, strict=True):
+        here = slice(*np.searchsorted(row_R, [a, b]))
+        stretches = start_R[here] - a * width, end_R[here] - a * width
+        group = slice(a, b)
+        yield group, _told(tie, relevance, queries[group], row_BG[group], order_BG[group], stretches, first_only)
+
+
+def _told(
+    tie: float,
+    relevance: Relevance,
+    queries: Array,
+    row_BG: Tensor,
+    order_BG: Tensor,
+    stretches: tuple[Array, Array],
+    first_only: bool,
+) -> RelevantRanks:
+    width = row_BG.shape[1]
+    position_M, stretch_M = _joined(*stretches)
     row_M = position_M // width
     column_M = _taken(order_BG, position_M)
     score_M = _taken(row_BG, row_M * width + column_M)
@@ -64,11 +87,11 @@ def _ranks(tie: float, relevance: Relevance, queries: Array, row_BG: Tensor, fir
 
 def _around(
     tie: float, relevance: Relevance, queries: Array, row_BG: Tensor, first_only: bool
-) -> tuple[Tensor, Array, Array]:
+) -> tuple[Tensor, Array, Array, Array]:
     """The order of the rows by buckets, and the stretches of it that hold all that is tied with a relevant item.
 
     Returns:
-        ``[B, G]`` columns; ``[R]`` start and end of the stretches, counted through all rows.
+        ``[B, G]`` columns; ``[R]`` row, start and end of the stretches, the latter counted through all rows.
     """
     row_R, column_R = relevance.pairs(queries)
     score_R = _taken(row_BG, row_R * row_BG.shape[1] + column_R)
@@ -84,10 +107,10 @@ def _around(
     bucket_BG = bucket.of_rows(row_BG)
     order_BG = _order(bucket_BG)
     sorted_BG = bucket_BG.gather(1, order_BG)
-    start_BP = torch.searchsorted(sorted_BG, bucket.of(score + tie)).cpu().numpy()
-    end_BP = torch.searchsorted(sorted_BG, bucket.of(score - tie), right=True).cpu().numpy()
+    start_BP = torch.searchsorted(sorted_BG, bucket.of(score + 2 * tie)).cpu().numpy()
+    end_BP = torch.searchsorted(sorted_BG, bucket.of(score - 2 * tie), right=True).cpu().numpy()
     before_R = row_R * row_BG.shape[1]
-    return order_BG, before_R + start_BP[row_R, place_R], before_R + end_BP[row_R, place_R]
+    return order_BG, row_R, before_R + start_BP[row_R, place_R], before_R + end_BP[row_R, place_R]
 
 
 class _Buckets:
@@ -98,11 +121,11 @@ class _Buckets:
     Args:
         top_B1: the highest score of each row.
         low_B1: the lowest score that matters.
-        tie: scores that differ by no more lie in neighbouring buckets at most.
+        tie: scores that differ by no more than two of it lie in neighbouring buckets at most.
     """
 
     def __init__(self, top_B1: Tensor, low_B1: Tensor, tie: float) -> None:
-        self.top, self.factor = top_B1, (LAST - 1) / (top_B1 - low_B1).clamp(min=2 * LAST * tie)
+        self.top, self.factor = top_B1, (LAST - 1) / (top_B1 - low_B1).clamp(min=max(4 * LAST * tie, 1e-300))
 
     def of(self, score: Tensor, rows: slice = slice(None)) -> Tensor:
         """Buckets of some rows' scores."""

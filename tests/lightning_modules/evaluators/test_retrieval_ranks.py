@@ -57,6 +57,7 @@ def test_ranks(monkeypatch, kind, metric):
         monkeypatch.setattr(above, "CLOSE", int(rng.choice([0, 64, 1 << 20])))
         monkeypatch.setattr(ranks_module, "WORTH", float(rng.choice([-1, 0.5, 1000])))  # sort, choose, count
         monkeypatch.setattr(ranks_module, "SLOTS", int(rng.choice([0, 1 << 19])))
+        monkeypatch.setattr(whole_rows, "SORTED", int(rng.choice([300, 1 << 20])))
         total, width = int(rng.integers(60, 200)), int(rng.choice([3, 8, 40]))
         rows, every = rows_of(kind, total, width, rng), np.arange(total)
         queries = every if trial % 3 else np.flatnonzero(rng.random(total) < 0.5)
@@ -111,13 +112,13 @@ def test_rows_are_sorted_where_much_stands_before_relevant_items(spread, few, si
     scores = Scores(rows, every, every)
     relevance = Relevance(labels, every, every, scores.own_Q)
     assert ranks_module._few(scores, relevance, every, False) == (few and size == 20)
-    assert ranks_module._few(scores, relevance, every, True)  # the first item of a class is never far
-    pairs = Relevance(every // 2, every, every, scores.own_Q)
-    assert ranks_module._few(scores, pairs, every, False)
+    assert ranks_module._few(scores, relevance, every, True) == (size == 20)
+    pairs = np.where(every < 1000, every // 2, 500)  # most pairs are of the one large class
+    assert not ranks_module._few(scores, Relevance(pairs, every, every, scores.own_Q), every, False)
 
 
 @pytest.mark.parametrize("first_only", [False, True])
-def test_equal_scores_on_both_sides_of_a_bucket(first_only):
+def test_equal_scores_on_both_sides_of_a_bucket(monkeypatch, first_only):
     """Steps of one bucket and of a fraction of it, each score a little off, less than what counts as equal."""
     rng, tie = np.random.default_rng(5), 2.0**-43
     for trial in range(40):
@@ -133,10 +134,13 @@ def test_equal_scores_on_both_sides_of_a_bucket(first_only):
         every = np.arange(total)
         relevance = Relevance(labels, every, every, every)
         asked = np.flatnonzero(relevance.total_Q[queries] > 0)
-        found = whole_rows._ranks(tie, relevance, queries[asked], row_BG[asked], first_only)
+        asked = np.sort(asked)
+        monkeypatch.setattr(whole_rows, "CHUNK", int(rng.choice([8, 1 << 18])))
+        parts = whole_rows._ranks(tie, relevance, queries[asked], row_BG[asked], first_only)
+        found = [(queries[asked][group], values) for group, values in parts]
         true = np.full((total, total), np.nan)
         true[queries[asked]] = exact[asked] * 1e3  # ``expected`` rounds
-        check([(queries[asked], found)], true, labels, every, every, None, first_only)
+        assert check(found, true, labels, every, every, None, first_only) == sorted(queries[asked])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
