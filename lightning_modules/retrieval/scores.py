@@ -123,10 +123,16 @@ class Scores:
         contiguous = len(ids) > 0 and ids[-1] - ids[0] == len(ids) - 1
         where: Any = slice(int(ids[0]), int(ids[-1]) + 1) if contiguous else torch.as_tensor(ids, device=self.device)
         rows, scale = self.embeddings[where], self.scale_N[where, None]
-        if self.half_N is None:
-            wide = torch.promote_types(self.embeddings.dtype, torch.promote_types(dtype, torch.float32))
-            return (rows if self.unit and wide == torch.float32 else rows.to(wide) * scale.to(wide)).to(dtype), None
-        return self._centered(rows).mul_(scale).to(dtype), self.half_N[where].to(dtype)
+        half = None if self.half_N is None else self.half_N[where].to(dtype)
+        wide = torch.promote_types(self.embeddings.dtype, torch.promote_types(dtype, torch.float32))
+        if self.unit and wide == torch.float32:
+            return rows.to(dtype), half
+        result = torch.empty_like(rows, dtype=dtype)
+        step = max(CHUNK // rows.shape[1] if self.device.type == "cpu" else len(rows), 1)  # for small temporaries
+        for a in range(0, len(rows), step):
+            part, by = rows[a : a + step], scale[a : a + step]
+            result[a : a + step] = part.to(wide) * by.to(wide) if half is None else self._centered(part).mul_(by)
+        return result, half
 
     def tile(
         self, asked: tuple[Tensor, Tensor | None], queries: Array, columns: slice, buffer: Tensor | None = None

@@ -100,7 +100,7 @@ def selected(scores: Scores, count: int, queries: Array) -> Candidates:
     Faster on a GPU, for long lists and for few queries.
     """
     on_cpu, width = scores.device.type == "cpu", scores.embeddings.shape[1]
-    most, numbers = (1 << 13, 1 << 22) if on_cpu else (1 << 17, 1 << 27)  # rows of a stretch, and numbers in them
+    most, numbers = (1 << 13, 1 << 21) if on_cpu else (1 << 17, 1 << 27)  # rows of a stretch, and numbers in them
     side = min(len(scores.gallery), max(min(most, numbers // width), 4 * count))
     size = max((SIDE * SIDE // 2 if on_cpu else SIDE * SIDE << 5) // side, 1)
     buffer = torch.empty(min(size, len(queries)) * side, dtype=torch.float32, device=scores.device)
