@@ -22,8 +22,8 @@ TOLD = 4096  # queries whose counts are told at a time
 SOME = 8192  # queries whose relevant items are put in order at a time
 SLOTS = 1 << 19  # relevant items and queries whose counts are kept at once
 FEW = 24  # relevant items of a query, on average, for which counting beats sorting: for first items and on a GPU
-PROBED = 16  # pairs of a query and a relevant item that are looked at first
-WORTH = 0.5  # share of the gallery that a query's relevant items may climb past: beyond it, sorting rows is faster
+PROBED = 32  # pairs of a query and a relevant item that are looked at first
+WORTH = 0.65  # share of the gallery that a query's relevant items may climb past: beyond it, sorting rows is faster
 
 
 def ranks(
