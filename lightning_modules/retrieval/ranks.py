@@ -118,10 +118,12 @@ def _filled(items: Items, rows: slice | Array, counts: tuple[Array, Array, Array
 
 
 def _tiles(scores: Scores, queries: Array, size: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """Tiles of ``size`` float32 scores of these queries with the whole gallery, and the first column of each."""
+    """Tiles of float32 scores of these queries with the whole gallery, and the first column of each.
+
+    Neither a tile nor the gallery rows that it is made of hold more than ``size`` numbers.
+    """
     asked, total = scores.rows(scores.queries[queries]), len(scores.gallery)
-    widened = CHUNK // scores.embeddings.shape[1]  # rows of a tile may be copied
-    side = max(min(size // len(queries), widened, total), 1)
+    side = min(max(size // max(len(queries), scores.embeddings.shape[1]), 1), total)
     buffer = torch.empty(side * len(queries), dtype=torch.float32, device=scores.device)
     for left in range(0, total, side):
         yield left, scores.tile(asked, queries, slice(left, min(left + side, total)), buffer)

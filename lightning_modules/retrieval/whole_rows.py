@@ -40,7 +40,7 @@ def from_whole_rows(
 def _ranks(
     tie: float, relevance: Relevance, queries: Array, row_BG: Tensor, first_only: bool
 ) -> Iterator[tuple[slice, RelevantRanks]]:
-    """Ranks by rows: few rows at a time where many items share buckets with relevant ones."""
+    """Ranks of some rows after the other: few at a time where many items share buckets with relevant ones."""
     width = row_BG.shape[1]
     order_BG, row_R, start_R, end_R = _around(tie, relevance, queries, row_BG, first_only)
     items_B = np.minimum(np.bincount(row_R, end_R - start_R), width)
@@ -61,6 +61,7 @@ def _told(
     stretches: tuple[Array, Array],
     first_only: bool,
 ) -> RelevantRanks:
+    """Ranks by rows: what is in their stretches is sorted by its scores, equal ones by column."""
     width = row_BG.shape[1]
     position_M, stretch_M = _joined(*stretches)
     row_M = position_M // width
