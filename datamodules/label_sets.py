@@ -93,7 +93,7 @@ class LabelSets:
             self._val_set, self.val_index = self.val_labels, torch.arange(len(self.val_labels))
             return everything
         if not self.by_classes:
-            train, self.val_index = hold_out(self.train_labels, self.val_fraction, self.split_seed)
+            train, self.val_index = hold_out(self.train_labels, self.val_fraction, self.split_seed, self.classes)
             self._val_set = self.train_labels
             return train
         split = hold_out_classes(self.train_labels, len(self.classes), self.val_fraction, self.split_seed)

@@ -12,23 +12,34 @@ from torch import Tensor
 from kernels.counter_rng import bits, permutation
 
 
-def allocate(counts: Tensor, total: int) -> Tensor:
-    """Share ``total`` among classes in proportion to ``counts``, by largest remainders; never more than a class has.
+def allocate(counts: Tensor, total: int, keep: int = 0) -> Tensor:
+    """Share ``total`` among classes in proportion to ``counts``, by largest remainders.
+
+    Args:
+        counts: ``[C]`` samples of each class.
+        total: to share; at most what the classes may give.
+        keep: samples that each class has left; what a class cannot give comes from those that have room.
 
     Example:
         >>> allocate(torch.tensor([6, 3, 1]), 5).tolist()
         [3, 2, 0]
+        >>> allocate(torch.tensor([6, 1, 1]), 4, keep=1).tolist()
+        [4, 0, 0]
     """
+    most = (counts - keep).clamp(min=0)
     exact = counts.to(torch.float64) * total / max(int(counts.sum()), 1)
-    shares = exact.floor().to(torch.int64)
-    room = shares < counts
-    remainder = torch.where(room, exact - shares, -1.0)
-    by_remainder = remainder.argsort(descending=True, stable=True)
-    shares[by_remainder[: total - int(shares.sum())]] += 1
+    shares = torch.minimum(exact.floor().to(torch.int64), most)
+    left = min(total, int(most.sum())) - int(shares.sum())
+    while left:  # once, but where some classes have no room
+        room = shares < most
+        remainder = torch.where(room, exact - shares, -torch.inf)
+        first = remainder.argsort(descending=True, stable=True)[: min(left, int(room.sum()))]
+        shares[first] += 1
+        left -= len(first)
     return shares
 
 
-def choose(labels: Tensor, index: Tensor, total: int, seed: int, stream: str) -> Tensor:
+def choose(labels: Tensor, index: Tensor, total: int, seed: int, stream: str, keep: int = 0) -> Tensor:
     """A boolean mask over ``index``: ``total`` of them, classes in proportion, drawn by ``(seed, stream)``.
 
     Args:
@@ -37,30 +48,42 @@ def choose(labels: Tensor, index: Tensor, total: int, seed: int, stream: str) ->
         total: how many to choose, 0 .. len(index).
         seed: of the choice.
         stream: name of the choice; different names choose independently.
+        keep: samples of each class that are not chosen.
     """
     _, group, counts = labels[index].unique(return_inverse=True, return_counts=True)
     order = bits(seed, 0, index, 0, [stream])[0].argsort()
     order = order[group[order].argsort(stable=True)]  # class by class, at random inside each
     start = counts.cumsum(0) - counts
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(index)) - start[group[order]])
-    return rank < allocate(counts, total)[group]
+    return rank < allocate(counts, total, keep)[group]
 
 
-def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def hold_out(labels: Tensor, fraction: float, seed: int, classes: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
     """Positions for training and for validation, each sorted; together the whole set.
 
+    Each class keeps a sample to train on: what a small class cannot give comes from the others.
+
+    Args:
+        labels: ``[N]`` class of every sample.
+        fraction: of the samples, rounded to a whole number of them.
+        seed: of the choice.
+        classes: their names, for the message.
+
     Raises:
-        ValueError: for a fraction outside [0, 1), or when a class would have no sample left to train on.
+        ValueError: for a fraction outside [0, 1), or one that is more than all but one sample of each class.
     """
     _check_fraction(fraction)
-    everything = torch.arange(len(labels))
-    held = choose(labels, everything, round(fraction * len(labels)), seed, "split")
-    lost = sorted(set(labels.tolist()) - set(labels[~held].tolist()))
-    if lost:
+    total, counts = round(fraction * len(labels)), torch.bincount(labels)
+    most = int((counts - 1).clamp(min=0).sum())
+    if total > most:
+        label = int(torch.where(counts > 0, counts, len(labels) + 1).argmin())
+        name = f"class {label}" if classes is None else f"class {classes[label]!r}"
         raise ValueError(
-            f"data.val_fraction={fraction} leaves no training sample of class {lost[0]}; "
-            "use a smaller one, or more images of that class"
+            f"data.val_fraction={fraction} holds out {total} of {len(labels)} samples, and {most} are all but one of "
+            f"each class; {name} has {counts[label]}, the fewest. Use a smaller fraction, or more images"
         )
+    everything = torch.arange(len(labels))
+    held = choose(labels, everything, total, seed, "split", keep=1)
     return everything[~held], everything[held]
 
 
