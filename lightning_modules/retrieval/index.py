@@ -141,17 +141,31 @@ def approximate(scores: Scores, index: Any, count: int) -> Iterator[Ranking]:
 
 
 def index_recall(scores: Scores, index: Any, ks: tuple[int, ...]) -> dict[str, float]:
-    """``index_recall@k``: the share of the true k neighbours that the index finds, over a sample of the queries."""
+    """``index_recall@k``: the share of the true k neighbours that the index finds, over a sample of the queries.
+
+    A neighbour found counts by its score: as close as the k-th true one, it is one of the nearest, whichever of equal
+    items the exhaustive search has put first.
+    """
     total = len(scores.queries)
     sample = np.unique(np.linspace(0, total - 1, min(total, SAMPLE)).astype(int))
     part = Scores(scores.embeddings, scores.queries[sample], scores.gallery, scores.metric, scores.groups)
     largest = min(ks[-1], len(scores.gallery))
     rankings = approximate(part, index, largest), search(part, largest)
-    (found, _), (true, _) = (in_order(ranking, len(sample), largest) for ranking in rankings)
+    found, true = (_exact(part, in_order(ranking, len(sample), largest)[0]) for ranking in rankings)
     result = {}
     for k in sorted({min(k, largest) for k in ks}):
-        hit = ((true[:, :k, None] == found[:, None, :k]).any(2) & (true[:, :k] >= 0)).sum()
-        result[f"index_recall@{k}"] = float(hit / max((true[:, :k] >= 0).sum(), 1))
+        known = true[:, :k] > -np.inf
+        last = np.where(known, true[:, :k], np.inf).min(1, keepdims=True)  # inf where a query has no neighbour
+        hit = (found[:, :k] >= last - part.tie) & (found[:, :k] > -np.inf)
+        result[f"index_recall@{k}"] = float(hit.sum() / max(known.sum(), 1))
+    return result
+
+
+def _exact(scores: Scores, columns: Array) -> Array:
+    """``[B, K]`` float64 scores of the columns of each query; -inf where a column is -1."""
+    result = np.full(columns.shape, -np.inf)
+    row, place = (columns >= 0).nonzero()
+    result[row, place] = scores.pairs(row, columns[row, place])
     return result
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from lightning_modules.evaluators.base import EvaluationData
 from lightning_modules.evaluators.retrieval import RetrievalEvaluator
 from lightning_modules.retrieval.clusters import cluster_metrics, mutual_information
 from lightning_modules.retrieval.files import load_neighbours, save_neighbours
-from lightning_modules.retrieval.index import build, save_index
+from lightning_modules.retrieval.index import build, faiss_rows, index_recall, save_index
 from lightning_modules.retrieval.k_reciprocal import LIMIT, KReciprocalScores
 from lightning_modules.retrieval.labels import Relevance
 from lightning_modules.retrieval.query_expansion import expanded
@@ -50,6 +51,28 @@ def test_approximate_indices_say_what_they_miss(metric, index, options, bounds):
     assert "mrr" not in found and sum(name.startswith("mrr@") for name in found) == 1, "a rank that was cut off"
     if recall == 1:
         assert found["recall@5"] == exact["recall@5"] and found["map@r"] == pytest.approx(exact["map@r"], abs=0.01)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize("index", ["hnsw", "ivf"])
+def test_recall_of_an_index_counts_duplicates_by_their_score(metric, index):
+    """Of equal items any may be found: 40 copies of each of 30 rows, and the ten nearest are all at distance 0."""
+    rows = clustered(30)[0].repeat(40, 1)
+    scores = scores_of(rows, metric)
+    options = {"ef_search": 400} if index == "hnsw" else {"nlist": 4, "nprobe": 4}
+    built = build(scores, index, options)
+    assert index_recall(scores, built, (1, 10)) == {"index_recall@1": 1.0, "index_recall@10": 1.0}
+
+
+def test_recall_of_an_index_counts_what_it_misses():
+    """An index that sees every other row, against the share of true neighbours among those, found by sorting."""
+    rows, _ = clustered(400)
+    scores = scores_of(rows)
+    half = faiss.IndexIDMap(faiss.IndexFlatIP(16))
+    half.add_with_ids(faiss_rows(scores, np.arange(0, 400, 2)), np.arange(0, 400, 2))
+    unit = torch.nn.functional.normalize(rows.double(), dim=1)
+    near = (unit @ unit.T).fill_diagonal_(-2).argsort(dim=1, descending=True)[:, :5]
+    assert index_recall(scores, half, (5,))["index_recall@5"] == pytest.approx(float((near % 2 == 0).float().mean()))
 
 
 def test_approximate_neighbours_leave_out_the_query_and_its_group():
