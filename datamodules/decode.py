@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 89_478_485  # Pillow's own warning limit, 256 MiB of RGB
+BLACK = "divided by 257, as 16 bits are, it would be black; save it as 8-bit, or with values up to 65535"
 Interpolation = Literal["bilinear", "bicubic"]
 
 
@@ -21,15 +22,16 @@ def read_rgb(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Imag
     """The image in a file, upright, as 8-bit RGB.
 
     The first frame of an animation; turned as its EXIF orientation says. Grey and 1-bit: the value in all three
-    channels. 16-bit grey: divided by 257. Alpha or a transparent palette colour: laid over white. CMYK and other
-    colour spaces: Pillow's conversion (colour profiles are not applied).
+    channels. Grey of 16 or 32 bits: divided by 257. 16-bit colour: the upper byte. Alpha or a transparent palette
+    colour: laid over white. CMYK and other colour spaces: Pillow's conversion (colour profiles are not applied).
 
     Args:
         path: a JPEG, PNG, WebP, BMP, GIF or single-page TIFF file, recognized by its content.
         max_pixels: refuse larger images, by the size in their header, before anything is allocated.
 
     Raises:
-        ValueError: too large, several pages, or a mode that has no range to map to bytes (float).
+        ValueError: too large, several pages, float (which has no range to map to bytes), or deeper than 8 bits with
+            values of 8 bits, of which only black would be left.
         OSError: another format, truncated, unreadable (and whatever else Pillow's decoders raise for damage).
     """
     from PIL import Image, ImageOps
@@ -46,7 +48,8 @@ def read_rgb(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Imag
             _check_pixels(*image.size, max_pixels)
             if image.format == "TIFF":
                 _check_tiff(image, max_pixels)
-            return _to_rgb(ImageOps.exif_transpose(image))
+            deep = any(";16" in str(tile.args) for tile in image.tile)
+            return _to_rgb(ImageOps.exif_transpose(image), deep)
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -78,21 +81,36 @@ def _check_tiff(image: Any, max_pixels: int) -> None:
     _check_pixels(width, length, max_pixels)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, deep: bool) -> Image.Image:
+    """Args: ``deep``: the file has 16 bits a channel, of which Pillow keeps the upper eight where there are colours."""
     from PIL import Image
 
-    if image.mode.startswith("I"):  # 16-bit grey, under several names
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"integer grey values {values.min()}..{values.max()} are not 16-bit")
-        return Image.fromarray(np.round(values / 257.0).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):  # integer grey of 16 or 32 bits, under several names
+        return Image.fromarray(_bytes_of_16_bit(np.asarray(image))).convert("RGB")
     if image.mode == "F":
         raise ValueError("mode F (float) has no range that maps to 0..255; save it as 8-bit RGB")
+    if deep and not any(high for _, high in _extrema(image.convert("RGB"))):
+        raise ValueError(f"16-bit colour, and no value above 255: {BLACK}")
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         ground = Image.new("RGBA", layered.size, "white")
         return Image.alpha_composite(ground, layered).convert("RGB")
     return image.convert("RGB")
+
+
+def _extrema(image: Image.Image) -> list[tuple[Any, Any]]:
+    """The least and the greatest value of each channel of an image of several."""
+    return list(image.getextrema())  # type: ignore[arg-type]
+
+
+def _bytes_of_16_bit(grey: np.ndarray) -> np.ndarray:
+    """Grey in 0 .. 65535 to uint8. One rule for all files of a set: a range taken from each would differ by image."""
+    values = grey.astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"integer grey values {values.min()}..{values.max()} are not 16-bit")
+    if 0 < values.max() < 256:
+        raise ValueError(f"grey of more than 8 bits, and no value above {values.max()}: {BLACK}")
+    return np.round(values / 257.0).astype(np.uint8)
 
 
 def resize_and_crop(image: Image.Image, resize_size: int, crop_size: int, interpolation: Interpolation) -> np.ndarray:

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image, ImageFile
 from torchvision.transforms import InterpolationMode, v2
 
-from datamodules.decode import MAX_PIXELS, read_rgb, resize_and_crop
+from datamodules.decode import MAX_PIXELS, _to_rgb, read_rgb, resize_and_crop
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -67,6 +67,76 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
     values = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "deep.png")
     assert pixels(tmp_path / "deep.png")[0, :, 1].tolist() == [0, 0, 1, 1, 128, 255]
+
+
+def tiff(grey: np.ndarray, kind: int) -> bytes:
+    """A TIFF with any type of grey (SampleFormat ``kind``: 1 unsigned, 2 signed, 3 float), written by hand."""
+    data, bits = grey.tobytes(), 8 * grey.itemsize
+    tags = [(256, 3, grey.shape[1]), (257, 3, grey.shape[0]), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 8)]
+    tags += [(277, 3, 1), (278, 3, grey.shape[0]), (279, 4, len(data)), (339, 3, kind)]
+    entries = b"".join(struct.pack("<HHII", tag, size, 1, value) for tag, size, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+DEEP = {"uint16": 1, "int16": 2, "int32": 2, "uint32": 1}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_deep_grey_has_one_scale_and_is_never_black_in_silence(tmp_path: Path, kind: str) -> None:
+    top = 32767 if kind == "int16" else 65535
+    (tmp_path / "x.tif").write_bytes(tiff(np.array([[0, 200, 514, top]], dtype=kind), DEEP[kind]))
+    assert pixels(tmp_path / "x.tif")[0, :, 2].tolist() == [0, 1, 2, round(top / 257)]
+    (tmp_path / "x.tif").write_bytes(tiff(np.zeros((1, 4), dtype=kind), DEEP[kind]))
+    assert not pixels(tmp_path / "x.tif").any(), "what is black stays black"
+    (tmp_path / "x.tif").write_bytes(tiff(np.array([[0, 128, 254, 255]], dtype=kind), DEEP[kind]))
+    with pytest.raises(ValueError, match="more than 8 bits, and no value above 255: .* black; save it as 8-bit, or"):
+        read_rgb(tmp_path / "x.tif")
+    if "32" in kind:
+        (tmp_path / "x.tif").write_bytes(tiff(np.array([[0, 70_000]], dtype=kind), DEEP[kind]))
+        with pytest.raises(ValueError, match="integer grey values 0..70000 are not 16-bit"):
+            read_rgb(tmp_path / "x.tif")
+
+
+def test_float_grey_is_refused_whatever_its_values(tmp_path: Path) -> None:
+    (tmp_path / "x.tif").write_bytes(tiff(np.array([[0, 128, 255]], dtype=np.float32), 3))
+    with pytest.raises(ValueError, match=r"mode F \(float\) has no range that maps to 0..255; save it as 8-bit RGB"):
+        read_rgb(tmp_path / "x.tif")
+
+
+ORANGE = (230, 120, 20)
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "kind", "expected"),
+    [
+        ("1", 1, "png", (255, 255, 255)),
+        ("L", 77, "tif", (77, 77, 77)),
+        ("LA", (100, 51), "png", (224, 224, 224)),  # a fifth of 100 and four fifths of white
+        ("LA", (100, 51), "tif", (224, 224, 224)),
+        ("PA", (0, 51), "tif", (250, 228, 208)),
+        ("RGBA", (*ORANGE, 51), "tif", (250, 228, 208)),
+        ("RGBA", (*ORANGE, 51), "png", (250, 228, 208)),
+        ("CMYK", (25, 135, 235, 0), "tif", ORANGE),
+        ("CMYK", (25, 135, 235, 0), "jpg", ORANGE),
+        ("YCbCr", (141, 60, 191), "tif", ORANGE),
+        ("YCbCr", (141, 60, 191), "jpg", ORANGE),
+        ("LAB", (136, 208, 195), "tif", (252, 3, 12)),  # L* 53, a* 80, b* 67: the red of sRGB
+        ("LAB", (128, 128, 128), "tif", (119, 119, 119)),  # L* 50: middle grey
+    ],
+)
+def test_every_mode_of_a_file_keeps_its_colour(
+    tmp_path: Path, mode: str, value: object, kind: str, expected: tuple[int, int, int]
+) -> None:
+    image = Image.new(mode, (16, 16), value)  # type: ignore[arg-type]
+    if mode == "PA":
+        image.putpalette([*ORANGE, 0, 0, 0])
+    image.save(tmp_path / f"x.{kind}", **({"quality": 100} if kind == "jpg" else {}))
+    assert np.abs(pixels(tmp_path / f"x.{kind}")[8, 8].astype(int) - expected).max() <= 3
+
+
+def test_hue_saturation_value(tmp_path: Path) -> None:
+    """No file format has it; what a decoder could give is converted all the same."""
+    assert _to_rgb(Image.new("HSV", (2, 2), (20, 233, 230)), deep=False).getpixel((0, 0)) == (230, 119, 20)
 
 
 def test_alpha_is_laid_over_white(tmp_path: Path) -> None:
@@ -125,6 +195,10 @@ def test_16_bit_colour_and_float(tmp_path: Path) -> None:
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
     assert pixels(tmp_path / "deep.png")[1, 0].tolist() == [0, 0x12, 0xFF]
+    low = chunk(b"IDAT", zlib.compress(bytes([0, 0, 200, 0, 100, 0, 255]) * 2))
+    (tmp_path / "low.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + low + chunk(b"IEND", b""))
+    with pytest.raises(ValueError, match="16-bit colour, and no value above 255: .* it would be black"):
+        read_rgb(tmp_path / "low.png")
     Image.fromarray(np.zeros((3, 3), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(ValueError, match=r"mode F \(float\) has no range"):
         read_rgb(tmp_path / "float.tif")
