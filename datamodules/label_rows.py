@@ -161,6 +161,6 @@ def _wrong_label(label: Any) -> str:
         return "the label is missing; give a class name or an integer"
     if isinstance(label, bool) or not isinstance(label, str | int):
         return f"the label {label!r} is neither a class name nor an integer"
-    if isinstance(label, str) and (len(label) > MAX_LABEL_CHARACTERS or _CONTROL.search(label)):
-        return f"the label {label[:80]!r} has control characters or more than {MAX_LABEL_CHARACTERS} characters"
+    if len(text := str(label)) > MAX_LABEL_CHARACTERS or _CONTROL.search(text):
+        return f"the label {text[:80]!r} has control characters or more than {MAX_LABEL_CHARACTERS} characters"
     return ""

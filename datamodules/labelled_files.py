@@ -7,7 +7,7 @@ from typing import Any
 
 from datamodules.file_list import FileList
 from datamodules.image_files import ImageFiles
-from datamodules.label_classes import are_integers, class_list, to_labels
+from datamodules.label_classes import class_list, to_labels
 from datamodules.label_paths import Inside
 from datamodules.label_rows import LabelFile, read_rows
 
@@ -15,8 +15,8 @@ from datamodules.label_rows import LabelFile, read_rows
 class LabelledFiles(ImageFiles):
     """Images named by label files with the columns ``path`` (below ``root``) and ``label`` (class name or integer).
 
-    Class names are those of the training file, sorted, unless ``classes`` gives them; the other parts are mapped to
-    them by name. An image may stand in one part only.
+    Class names are the labels of the training file, sorted (by value where all are digits), unless ``classes`` gives
+    them; the other parts are mapped to them by name. An image may stand in one part only.
 
     Args:
         seed: the run's seed.
@@ -24,7 +24,8 @@ class LabelledFiles(ImageFiles):
         train: label file of the training part, relative to ``root`` (or absolute).
         test: that of the test part.
         val: that of the validation part; None splits validation from training.
-        classes: names in the order of their numbers, where the training file does not tell them.
+        classes: names in the order of their numbers, where they are not to be those of the training file. Labels may
+            be places in this list, unless a name in it looks like a number.
         **common: the keys of ``ImageFiles`` and ``ImageData``.
     """
 
@@ -49,8 +50,8 @@ class LabelledFiles(ImageFiles):
             raise FileNotFoundError(f"no folder {self.root.absolute()}; data.root must be the folder of the images")
         parts = {part: read_rows(self.root / name) for part, name in self.label_files.items()}
         self.classes = class_list(parts["train"], self.given_classes)
-        integers = are_integers(parts["train"]) if self.given_classes is None else None
-        labels = {part: to_labels(rows, self.classes, integers) for part, rows in parts.items()}
+        given = self.given_classes is not None
+        labels = {part: to_labels(rows, self.classes, given) for part, rows in parts.items()}
         for part, rows in parts.items():
             self.check_classes(part, labels[part], str(rows.path))
         refuse_shared(list(parts.values()))

@@ -111,14 +111,23 @@ WRONG_ROWS: dict[str, tuple[str, str]] = {
     "not UTF-8": ("path,label\nx/0.png,a\nx/1.png,\udcff\n", "line 3: not UTF-8"),
     "missing file": (table([*TRAIN, ("x/9.png", "fig")]), "line 7: there is no file .*x/9.png; correct the path"),
     "a folder": (table([*TRAIN, ("x", "fig")]), "line 7: there is no file .*images/x;"),
-    "negative": ("path,label\nx/0.png,0\nx/1.png,-1\n", "line 3: the label '-1' is no class number"),
+    "negative": (
+        "path,label\nx/0.png,0\nx/1.png,-1\n",
+        "line 3: the label '-1' is no class number; .* name all classes",
+    ),
     "float": ("path,label\nx/0.png,0\nx/1.png,1.0\n", "line 3: the label '1.0' is no class number"),
     "exponent": ("path,label\nx/0.png,0\nx/1.png,1e3\n", "line 3: the label '1e3' is no class number"),
-    "leading zero": ("path,label\nx/0.png,0\nx/1.png,01\n", "line 3: the label '01' is no class number"),
-    "huge": (f"path,label\nx/0.png,0\nx/1.png,{'9' * 30}\n", "line 3: the label '9+' is no class number"),
+    "two spellings": (
+        "path,label\nx/0.png,1\nx/1.png,01\n",
+        "line 3: the label '01' is the number of '1'; write it one way, or name all classes in data.classes",
+    ),
+    "huge": (f"path,label\nx/0.png,0\nx/1.png,{'9' * 300}\n", "line 3: the label '9+' has .* more than 255 characters"),
     "name among numbers": ("path,label\nx/0.png,0\nx/1.png,nan\n", "line 3: the label 'nan' is a name, but line 2 has"),
     "number among names": ("path,label\nx/0.png,a\nx/1.png,7\n", "line 3: the label '7' is a number, but line 2 has"),
-    "gap": ("path,label\nx/0.png,0\nx/1.png,1\nx/2.png,999\n", "line 4: the label '999' follows none with 2"),
+    "Unicode form": (
+        "path,label\nx/0.png,caf\u00e9\nx/1.png,cafe\u0301\n",
+        r"line 3: the label .* is 'cafe\\u0301' and differs from 'caf\\xe9' in its Unicode form only",
+    ),
 }
 
 
@@ -141,6 +150,11 @@ def test_wrong_rows_are_named_by_line(root: Path, case: str) -> None:
         ('[{"path": "x/0.png", "label": 0}, {"path": "x/1.png", "label": 1.0}]', "entry 2: the label 1.0 is neither"),
         ('[{"path": "x/0.png", "label": 0}, {"path": "x/1.png", "label": null}]', "entry 2: the label is missing"),
         ('[{"path": "x/0.png", "label": 0}, {"path": "x/1.png", "label": -1}]', "entry 2: the label -1 is no class"),
+        (
+            '[{"path": "x/0.png", "label": "a"}, {"path": "x/1.png", "label": 1}]',
+            "entry 2: the label 1 is a number, but",
+        ),
+        (f'[{{"path": "x/0.png", "label": {"9" * 300}}}]', "entry 1: the label '9+' has .* more than 255 characters"),
         ('[{"path": 7, "label": 0}]', "entry 1: the path is 7, not text"),
         (r'[{"path": "\ud800.png", "label": 0}]', "entry 1: .* is not valid Unicode"),
     ],
@@ -189,15 +203,81 @@ def test_integers_and_given_classes(root: Path) -> None:
     (root / "t.csv").write_text(table([(path, numbers[label]) for path, label in TEST]))
     data = ready(root, train="n.csv", test="t.csv")
     assert data.classes == ("0", "1", "2") and data.train_labels.tolist() == [2, 0, 2, 0, 1]
-    with pytest.raises(ValueError, match="test.csv, line 2: the labels of training are numbers, these are names"):
+    with pytest.raises(ValueError, match="test.csv, line 2: the label 'fig' is not one of the 3 classes of training"):
         ready(root, train="n.csv")
     named = ready(root, train="n.csv", classes=["apple", "fig", "pear"])
     assert named.classes == ("apple", "fig", "pear") and torch.equal(named.test_labels, ready(root).test_labels)
     assert ready(root, classes=["pear", "fig", "apple"]).train_labels.tolist() == [0, 2, 0, 2, 1]
     with pytest.raises(ValueError, match="train.csv has no image of these classes: 'kiwi'; add some"):
         ready(root, classes=["pear", "fig", "apple", "kiwi"])
-    with pytest.raises(ValueError, match="data.classes must be a list of different names"):
-        ready(root, classes=["pear", "pear"])
+    for wrong in (["pear", "pear"], [], [1998, 2002]):
+        with pytest.raises(ValueError, match="data.classes must be a list of different names, .* in quotes"):
+            ready(root, classes=wrong)
+
+
+LOOKS_LIKE_NUMBERS = {
+    "leading zeros": ({"pear": "0002", "apple": "0010", "fig": "0001"}, ("0001", "0002", "0010")),
+    "years": ({"pear": "1998", "apple": "2010", "fig": "984"}, ("984", "1998", "2010")),
+    "from 1": ({"pear": "2", "apple": "10", "fig": "1"}, ("1", "2", "10")),
+    "a gap": ({"pear": "0", "apple": "9", "fig": "999"}, ("0", "9", "999")),
+    "long ids": ({"pear": "9" * 30, "apple": "8" * 40, "fig": "7"}, ("7", "9" * 30, "8" * 40)),
+}
+
+
+@pytest.mark.parametrize("form", ["csv", "text in json", "numbers in json"])
+@pytest.mark.parametrize("case", LOOKS_LIKE_NUMBERS)
+def test_class_names_may_look_like_numbers(root: Path, case: str, form: str) -> None:
+    names, classes = LOOKS_LIKE_NUMBERS[case]
+    if form == "numbers in json":
+        names = {name: str(int(number)) for name, number in names.items()}
+        classes = tuple(str(int(name)) for name in classes)
+    for part, rows in (("train", TRAIN), ("test", TEST)):
+        pairs = [(path, names[label]) for path, label in rows]
+        if form == "csv":
+            (root / f"{part}.csv").write_text(table(pairs))
+        entries = [{"path": path, "label": int(label) if "numbers" in form else label} for path, label in pairs]
+        (root / f"{part}.json").write_text(json.dumps(entries))
+    suffix = form.split()[-1]
+    for keys in ({}, {"classes": list(classes)}):
+        data = ready(root, train=f"train.{suffix}", test=f"test.{suffix}", **keys)
+        assert data.classes == classes
+        assert [classes[label] for label in data.train_labels.tolist()] == [names[label] for _, label in TRAIN]
+        assert [classes[label] for label in data.test_labels.tolist()] == [names[label] for _, label in TEST]
+
+
+def test_given_classes_take_whatever_stands_among_them(root: Path) -> None:
+    """Numbers among names, signs, fractions: refused as likely mistakes, and accepted where the list names them."""
+    names = {"pear": "911", "apple": "-1", "fig": "1.0"}
+    for part, rows in (("train", TRAIN), ("test", TEST)):
+        (root / f"{part}.csv").write_text(table([(path, names[label]) for path, label in rows]))
+    with pytest.raises(ValueError, match="train.csv, line 3: the label '-1' is no class number; .* in data.classes"):
+        ready(root)
+    data = ready(root, classes=["-1", "1.0", "911"])
+    assert data.train_labels.tolist() == [2, 0, 2, 0, 1] and data.test_labels.tolist() == [1, 2, 0]
+    (root / "n.csv").write_text(table([(path, number) for number, (path, _) in enumerate(TRAIN[:3])]))
+    with pytest.raises(
+        ValueError, match="label '0' is not one of the 3 classes in data.classes; since '-1' is one, lab"
+    ):
+        ready(root, train="n.csv", classes=["-1", "1.0", "911"])
+    with pytest.raises(ValueError, match=r"label '911' is outside 0..2 \(3 classes in data.classes\)"):
+        ready(root, classes=["pear", "apple", "fig"])
+
+
+def test_json_text_is_never_a_number(root: Path) -> None:
+    names = {"pear": "911", "apple": "cayenne", "fig": "-1"}
+    for part, rows in (("train", TRAIN), ("test", TEST)):
+        entries = [{"path": path, "label": names[label]} for path, label in rows]
+        (root / f"{part}.json").write_text(json.dumps(entries))
+    assert ready(root, train="train.json", test="test.json").classes == ("-1", "911", "cayenne")
+
+
+def test_labels_of_another_unicode_form_are_the_same_name(root: Path) -> None:
+    """macOS writes an accent as a character of its own; a list from there beside one from elsewhere."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    (root / "train.csv").write_text(table([(path, label.replace("fig", composed)) for path, label in TRAIN]))
+    (root / "test.csv").write_text(table([(path, label.replace("fig", decomposed)) for path, label in TEST]))
+    data = ready(root)
+    assert data.classes == ("apple", composed, "pear") and data.test_labels.tolist() == [1, 2, 0]
 
 
 def test_other_parts_are_mapped_by_name(root: Path) -> None:
@@ -209,7 +289,7 @@ def test_other_parts_are_mapped_by_name(root: Path) -> None:
     with pytest.raises(ValueError, match=r"line 4: the label 'aple' is not one of the 3 classes.*mean 'apple'"):
         ready(root, test="more.csv")
     (root / "n.csv").write_text(table([("t/0.png", 0), ("t/1.png", 1), ("t/2.png", 3)]))
-    with pytest.raises(ValueError, match=r"line 4: the label '3' is outside 0..2 \(3 classes\)"):
+    with pytest.raises(ValueError, match=r"line 4: the label '3' is outside 0..2 \(3 classes in"):
         ready(root, test="n.csv", classes=["apple", "fig", "pear"])
 
 
