@@ -15,6 +15,8 @@ from datamodules.folder_tree import class_names, scan
 from datamodules.image_files import ImageFiles
 from datamodules.label_paths import Inside
 from datamodules.label_rows import LabelFile
+from datamodules.unicode_form import in_composed_form
+from datamodules.walk import LeftOut
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ def from_rows(root: Path, rows: LabelFile, labels: Sequence[int], classes: tuple
 
 def from_folders(root: Path, *parts: str) -> Listed:
     """``root/CLASS/IMAGE``, or ``root/PART/CLASS/IMAGE`` with the same classes in every part, put together."""
-    classes = class_names(root / parts[0] if parts else root)
+    classes = class_names(root / parts[0] if parts else root, LeftOut())
     found = [(f"{part}/" if part else "", *scan(root / part, classes)) for part in parts or ("",)]
     names = [prefix + files.name(row) for prefix, files, _ in found for row in range(len(files))]
     return Listed(names, torch.cat([labels for *_, labels in found]), classes)
@@ -121,7 +123,8 @@ class DisjointFiles(ImageFiles):
 
 def refuse_shared_classes(root: Path, one: tuple[str, tuple[str, ...]], other: tuple[str, tuple[str, ...]]) -> None:
     """Raise ValueError naming a class of two parts, which are given as (what they are called, class names)."""
-    if shared := sorted(set(one[1]) & set(other[1])):
+    names, others = ({in_composed_form(name): name for name in part} for _, part in (one, other))
+    if shared := sorted(names[name] for name in names.keys() & others):
         raise ValueError(
             f"{root}: {len(shared)} classes are both in {one[0]} and in {other[0]}, the first is {shared[0]!r}; "
             "use data=folder or data=labelled_files for a set whose parts share their classes"

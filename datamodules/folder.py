@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from datamodules.folder_tree import class_names, scan
+from datamodules.folder_tree import class_names, scan, validation_folder
 from datamodules.image_files import ImageFiles
+from datamodules.walk import LeftOut
 
 
 class Folder(ImageFiles):
@@ -19,7 +20,8 @@ class Folder(ImageFiles):
     Args:
         seed: the run's seed.
         root: folder that holds the parts.
-        val_folder: name of the validation part; where it is None or absent, validation is split from training.
+        val_folder: name of the validation part; where it is None, validation is split from training, and so it is where
+            there is no ``val`` (nor ``valid`` or ``validation``, which are taken for it).
         test_folder: name of the test part (ImageNet's public layout calls it ``val``).
         expect: ``{"classes": C, "train": N}`` of a well-known set. What is read must agree; and where there is no
             ``root`` yet, everything but the images is built from these numbers, so that a recipe can be looked at.
@@ -47,19 +49,20 @@ class Folder(ImageFiles):
 
     def read(self) -> None:
         try:
-            self.classes = class_names(self.root / "train")
+            self.classes = class_names(self.root / "train", LeftOut())
         except FileNotFoundError as error:
             if self.expect is None or self.root.exists():
                 raise
             self._stand_in(str(error))
             return
+        val = validation_folder(self.root, self.val_folder, self.test_folder)
         train, self.train_labels = scan(self.root / "train", self.classes)
         self._check_facts()
         missing = self.allow_missing_classes
         test, self.test_labels = scan(self.root / self.test_folder, self.classes, missing)
         self.files = {"train": train, "test": test}
-        if self.val_folder is not None and (self.root / self.val_folder).is_dir():
-            self.files["val"], self.val_labels = scan(self.root / self.val_folder, self.classes, missing)
+        if val is not None:
+            self.files["val"], self.val_labels = scan(val, self.classes, missing)
 
     def _stand_in(self, reason: str) -> None:
         """Sizes without images, from the declared facts."""

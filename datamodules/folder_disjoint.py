@@ -6,12 +6,13 @@ from typing import Any
 
 from datamodules.disjoint_files import DisjointFiles, Listed, from_folders, refuse_shared_classes
 from datamodules.file_list import FileList
+from datamodules.folder_tree import validation_folder
 
 
 class FolderDisjoint(DisjointFiles):
     """``root/CLASS/IMAGE``, or ``root/{train,val,test}/CLASS/IMAGE`` with other classes in every part.
 
-    Without ``val``, validation holds out training classes.
+    Without ``val`` (or ``valid``, ``validation``), validation holds out training classes.
 
     Args:
         seed: the run's seed.
@@ -51,9 +52,9 @@ class FolderDisjoint(DisjointFiles):
 
     def read(self) -> None:
         super().read()
-        if self.absent or not self.in_parts or not (self.root / "val").is_dir():
+        if self.absent or not self.in_parts or (folder := validation_folder(self.root, "val", "test")) is None:
             return
-        val = from_folders(self.root, "val")
+        val = from_folders(self.root, folder.name)
         refuse_shared_classes(self.root, ("training", self.classes), ("validation", val.classes))
         refuse_shared_classes(self.root, ("test", self.test_classes), ("validation", val.classes))
         self.val_classes, self.val_labels = val.classes, val.labels

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from datamodules.label_rows import LabelFile
+from datamodules.unicode_form import in_composed_form
 
 
 class Inside:
@@ -29,10 +30,21 @@ class Inside:
             if file in self._regular[folder]:
                 continue
             if file not in self._links[folder]:
-                raise FileNotFoundError(
-                    f"{rows.where(row)}: there is no file {self.root / name}; correct the path or bring the image"
-                )
+                advice = self._other_form(name) or "correct the path or bring the image"
+                raise FileNotFoundError(f"{rows.where(row)}: there is no file {self.root / name}; {advice}")
             self._follow(self.root / name, rows, row)
+
+    def _other_form(self, name: str) -> str:
+        """That the file is there under a name of another Unicode form, or nothing."""
+        where = self.root
+        for part in name.split("/"):
+            names = os.listdir(where) if where.is_dir() else []
+            alike = [own for own in names if in_composed_form(own) == in_composed_form(part)]
+            if not alike:
+                return ""
+            where = where / alike[0]
+        found = ascii(str(where.relative_to(self.root)))
+        return f"{found} on the disk differs from {ascii(name)} in its Unicode form only; write both alike"
 
     def _list(self, folder: str, rows: LabelFile, row: int) -> None:
         """Remember what a directory holds, once it is known to lie inside."""

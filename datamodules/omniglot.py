@@ -12,6 +12,7 @@ from torch import Tensor
 from datamodules.arrays import ArrayData
 from datamodules.decode import read_rgb
 from datamodules.folder_tree import class_names, image_names
+from datamodules.walk import LeftOut
 
 FOLDERS = {"train": "images_background", "test": "images_evaluation"}
 SHAPES = {"train": (964, 20), "test": (659, 20)}  # characters, drawings of each
@@ -60,11 +61,11 @@ class Omniglot(ArrayData):
         return (train, train_labels), (test, test_labels), classes
 
     def _part(self, part: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-        folder = self.root / "omniglot-py" / FOLDERS[part]
-        characters = [
-            f"{alphabet}/{name}" for alphabet in class_names(folder) for name in class_names(folder / alphabet)
-        ]
-        drawings = [[folder / name / file for file in image_names(folder / name)] for name in characters]
+        folder, left = self.root / "omniglot-py" / FOLDERS[part], LeftOut()
+        alphabets = class_names(folder, left)
+        characters = [f"{alphabet}/{name}" for alphabet in alphabets for name in class_names(folder / alphabet, left)]
+        drawings = [[folder / name / file for file in image_names(folder / name, left)] for name in characters]
+        left.warn(folder)
         found = [len(own) for own in drawings]
         count, each = SHAPES[part]
         if self.verify and found != [each] * count:

@@ -7,7 +7,7 @@ tells them apart. Here names that differ in nothing else are the same name.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def in_composed_form(name: str) -> str:
@@ -27,3 +27,8 @@ def differing_in_form(names: Iterable[str]) -> tuple[str, str] | None:
         if (other := seen.setdefault(in_composed_form(name), name)) != name:
             return other, name
     return None
+
+
+def same_names(some: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two lists hold the same names in the same order, whatever their forms."""
+    return [*map(in_composed_form, some)] == [*map(in_composed_form, others)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,13 @@ from datamodules.files import FileSource
 from datamodules.image_files import checked_sizes
 from datamodules.loader import Loader, make_loader
 from datamodules.order import StoredOrder
+from datamodules.walk import LeftOut, images_below
 
 
 class Unlabelled:
     """All images below a folder, at any depth, in the order of their paths; labels are -1.
+
+    One warning says what ``datamodules.walk`` leaves out, and how much.
 
     Args:
         preprocessing: what ``ImageData.preprocessing()`` of the training data said.
@@ -50,14 +52,12 @@ class Unlabelled:
         folder = Path(root).expanduser()
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {folder.absolute()}; data.root must be a folder of images")
-        self.paths = sorted(
-            os.path.relpath(os.path.join(where, name), folder)
-            for where, _, names in os.walk(folder)
-            for name in names
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        )
+        left = LeftOut()
+        self.paths = images_below(folder, left)
         if not self.paths:
-            raise FileNotFoundError(f"no image in {folder.absolute()}; images are {', '.join(SUFFIXES)}")
+            said = f"no image in {folder.absolute()}; images are {', '.join(SUFFIXES)}"
+            raise FileNotFoundError("; ".join([said, *filter(None, [left.said(folder)])]))
+        left.warn(folder)
         self.batch_size, self.num_workers = eval_batch_size, num_workers
         image_size = preprocessing["image_size"]
         resize_size, interpolation = checked_sizes(

@@ -190,9 +190,12 @@ def _source(run: Any, subject: Subject, root: str | None, folder: Path) -> Any:
         keys = {key: subject.data[key] for key in UNLABELLED if key in subject.data}
         images = Unlabelled(subject.preprocessing, **{**keys, "root": root})
         return EvaluationData(images.dataloader(), classes, paths=images.paths, output=folder)
+    from datamodules.unicode_form import same_names
+
     module = make(subject.data, subject.seed, group="data")
     module.setup()
-    if run.same_classes and (found := tuple(module.classes_of("test"))) != classes:
+    found = tuple(module.classes_of("test"))
+    if run.same_classes and (classes is None or not same_names(found, classes)):
         if classes is None:
             raise ConfigError([f"a backbone alone knows no classes; {RETRIEVE}"])
         raise ConfigError([_class_difference(classes, found)])

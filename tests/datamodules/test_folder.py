@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -182,8 +184,59 @@ def test_missing_classes_can_be_allowed_and_are_mapped_by_name(root: Path) -> No
 def test_other_files_are_named_in_a_warning(root: Path) -> None:
     (root / "train" / "pear" / "notes.txt").write_text("x")
     (root / "train" / "pear" / ".hidden").write_text("x")
-    with pytest.warns(UserWarning, match="1 files are not used, the first is 'notes.txt'"):
+    (root / "train" / "fig tree" / "Thumbs.db").write_text("x")
+    save(root / "train" / "stray.png", 1)
+    with pytest.warns(UserWarning) as caught:
         assert ready(root).num_train == 24
+    (said,) = (str(warning.message) for warning in caught)
+    assert said.startswith(f"{root / 'train'}: left out: 1 beside the class folders (the first is 'stray.png'); ")
+    assert "; 2 without the name of an image, .jpg .jpeg " in said and "(the first is 'fig tree/Thumbs.db'); " in said
+    assert said.endswith("; 1 with a dot at the start of the name (the first is 'pear/.hidden')")
+
+
+def test_linked_class_folders_and_images_are_read_and_special_files_never(root: Path) -> None:
+    """A pipe named as an image would hang the run that opens it."""
+    os.mkfifo(root / "train" / "pear" / "pipe.png")
+    (root / "train" / "pear" / "gone.png").symlink_to(root / "nothing.png")
+    (root / "train" / "pear" / "itself.png").symlink_to(root / "train" / "pear" / "itself.png")
+    (root / "train" / "pear" / "same.png").symlink_to(root / "train" / "Apple" / "1.png")
+    save(root / "train" / "pear" / ".ipynb_checkpoints" / "0-checkpoint.png", 1)
+    (root / "test" / "pear").rename(root / "elsewhere")
+    (root / "test" / "pear").symlink_to(root / "elsewhere")
+    special = r"3 no regular file, or a link to nothing \(the first is 'pear/gone.png'\)"
+    with pytest.warns(UserWarning, match=f"left out: 1 with a dot .*'pear/.ipynb_checkpoints'\\); {special}$"):
+        data = ready(root, val_fraction=0.0)
+    assert data.num_train == 25 and len(data.test_labels) == 9
+    assert sum(len(batch) for batch in data.train_eval_dataloader()) == 25
+
+
+COMPOSED, DECOMPOSED = "cr\u00e8me", "cre\u0300me"
+
+
+def test_names_of_another_unicode_form_are_one_class(root: Path) -> None:
+    for part, name in (("train", COMPOSED), ("test", DECOMPOSED)):
+        (root / part / "pear").rename(root / part / name)
+    data = ready(root)
+    assert data.classes == ("Apple", COMPOSED, "fig tree") and data.test_labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    save(root / "test" / COMPOSED / "x.png", 1)
+    with pytest.raises(ValueError, match=r"test has two folders for one class: 'cre\\u0300me' and 'cr\\xe8me' differ"):
+        ready(root)
+
+
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_other_names_of_the_validation_part(root: Path, name: str) -> None:
+    for kind in ("pear", "Apple", "fig tree"):
+        save(root / name / kind / "x.png", 99)
+    assert ready(root).split_record()["counts"] == {"train": 24, "val": 3, "test": 9}
+    assert ready(root, val_folder=None).split_record()["counts"] == {"train": 18, "val": 6, "test": 9}
+    as_test = ready(root, test_folder=name)
+    assert as_test.split_record()["counts"] == {"train": 18, "val": 6, "test": 3}, "no part is two"
+    shutil.copytree(root / name, root / "val")
+    with pytest.raises(ValueError, match=f"holds val/ and {name}/, and one of them .* or set data.val_folder={name}"):
+        ready(root)
+    assert ready(root, val_folder=name).split_record()["counts"]["val"] == 3
+    with pytest.raises(FileNotFoundError, match=r"no folder .*/vall; correct data.val_folder=vall, or set .*=null"):
+        ready(root, val_folder="vall")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -76,6 +76,24 @@ def test_folders_say_which_classes_test(tmp_path: Path, ready: Ready, values: Re
         ready(FolderDisjoint, tmp_path)
 
 
+def test_validation_folder_of_another_name_and_one_class_in_two_unicode_forms(
+    tmp_path: Path, ready: Ready, values: Ready
+) -> None:
+    for c, name in enumerate(("train/a", "test/b", "valid/m")):
+        picture(tmp_path / name / "0.png", c)
+    data = ready(FolderDisjoint, tmp_path)
+    assert data.val_classes == ("m",) and values(data.val_dataloader()) == {"value": [2], "label": [0]}
+    picture(tmp_path / "val" / "m" / "0.png", 9)
+    with pytest.raises(ValueError, match="holds val/ and valid/, and one of them is the validation part"):
+        ready(FolderDisjoint, tmp_path)
+    picture(tmp_path / "train" / "caf\u00e9" / "0.png", 9)
+    (tmp_path / "val").rename(tmp_path / "test" / "cafe\u0301")
+    (tmp_path / "test" / "cafe\u0301" / "m" / "0.png").rename(tmp_path / "test" / "cafe\u0301" / "0.png")
+    (tmp_path / "test" / "cafe\u0301" / "m").rmdir()
+    with pytest.raises(ValueError, match="1 classes are both in training and in test, the first is 'caf\u00e9'"):
+        ready(FolderDisjoint, tmp_path)
+
+
 def test_validation_holds_out_classes_of_files(tmp_path: Path, ready: Ready, values: Ready) -> None:
     for c in range(8):
         for i in range(3):

@@ -278,6 +278,13 @@ def test_labels_of_another_unicode_form_are_the_same_name(root: Path) -> None:
     (root / "test.csv").write_text(table([(path, label.replace("fig", decomposed)) for path, label in TEST]))
     data = ready(root)
     assert data.classes == ("apple", composed, "pear") and data.test_labels.tolist() == [1, 2, 0]
+    (root / decomposed).mkdir()
+    (root / "4.png").rename(root / decomposed / "4.png")
+    (root / "train.csv").write_text(table([*TRAIN[:4], (f"{composed}/4.png", composed)]))
+    with pytest.raises(
+        FileNotFoundError, match=r"'cafe\\u0301/4.png' on the disk differs from 'caf\\xe9/4.png' in its"
+    ):
+        ready(root)
 
 
 def test_other_parts_are_mapped_by_name(root: Path) -> None:
