@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import unicodedata
 from pathlib import Path
 
 import torch
@@ -12,11 +13,16 @@ from lightning_modules.evaluators.result import Evaluation
 from lightning_modules.network import Network
 from lightning_modules.precision import at_least_float32
 
-FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # spreadsheets read the wide ones, too
+FORMULA_STARTS = ("=", "+", "-", "@", "\u2212")  # and what Unicode holds equal to one; \u2212 is the minus of text
+TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # change the direction of what follows
 
 
 class Predict(Evaluator):
     """Writes ``predictions.csv``: path, predicted class, its probability, then the runners-up.
+
+    The path opens the image: it is the one below the folder, byte for byte, whatever stands in it. Where a spreadsheet
+    would read it as a formula, ``./`` stands before it, which names the same file. A class name has ``'`` before it
+    there, and escapes in place of controls.
 
     Args:
         top: how many classes are listed for each image.
@@ -48,8 +54,10 @@ class Predict(Evaluator):
     def _write(self, path: Path, network: Network, data: EvaluationData, names: list[str]) -> int:
         """Write the file and return the number of images."""
         top, rows = min(self.top, len(data.classes)), 0
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
+        # A name that is not UTF-8 is written as it is on the disk. All cells are in quotes, because where a spreadsheet
+        # takes ; for the separator, it would cut a name there and read the rest as a cell.
+        with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file, quoting=csv.QUOTE_ALL)
             writer.writerow(["path", *(f"{what}_{k + 1}" for k in range(top) for what in ("class", "probability"))])
             for batch in data.batches:
                 batch = placed(batch, network)
@@ -58,13 +66,34 @@ class Predict(Evaluator):
                     batch.index.tolist(), values.tolist(), classes.tolist(), strict=True
                 ):
                     pairs = zip(row_classes, row_values, strict=True)
-                    cells = [cell for c, v in pairs for cell in (_safe(data.classes[c]), f"{v:.6f}")]
-                    writer.writerow([_safe(names[index]), *cells])
+                    cells = [cell for c, v in pairs for cell in (name_cell(data.classes[c]), f"{v:.6f}")]
+                    writer.writerow([path_cell(names[index]), *cells])
                     rows += 1
         return rows
 
 
-def _safe(text: str) -> str:
-    """A cell that no spreadsheet reads as a formula, on one line: a quote before it, an escape for every control."""
-    visible = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
-    return f"'{visible}" if visible.lstrip().startswith(FORMULA_STARTS) else visible
+def path_cell(path: str) -> str:
+    """A relative path that opens the same file and that no spreadsheet reads as a formula.
+
+    Example:
+        >>> path_cell("-12.png"), path_cell("below/-12.png")
+        ('./-12.png', 'below/-12.png')
+    """
+    return f"./{path}" if _is_formula(path) else path
+
+
+def name_cell(name: str) -> str:
+    """A class name that no spreadsheet reads as a formula, on one line."""
+    visible = "".join(letter.encode("unicode_escape").decode() if _is_control(letter) else letter for letter in name)
+    return f"'{visible}" if _is_formula(visible) else visible
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a spreadsheet may run it: by its first visible character, or since it begins with a tab or a line end."""
+    first = next((letter for letter in text if letter.isprintable() and not letter.isspace()), "")
+    return text.startswith(("\t", "\r", "\n")) or unicodedata.normalize("NFKC", first) in FORMULA_STARTS
+
+
+def _is_control(letter: str) -> bool:
+    """Controls, line ends, halves of characters, and what turns the direction of a text; no space is among them."""
+    return unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(letter) in TURNS

@@ -93,8 +93,9 @@ def test_predictions_for_a_folder(trained, folder, tiles):
     with open(evaluated(run) / "predictions.csv", newline="", encoding="utf-8") as file:
         header, *rows = list(csv.reader(file))
     assert header == ["path", *(f"{what}_{k}" for k in range(1, 6) for what in ("class", "probability"))]
-    order = ["'=cmd('x').png", "a.png", "b.png", "below/c.png"]
-    assert [row[0] for row in rows] == order, "a name that a spreadsheet would run is quoted"
+    order = ["./=cmd('x').png", "a.png", "b.png", "below/c.png"]
+    assert [row[0] for row in rows] == order, "a name that a spreadsheet would run begins with ./"
+    assert all((folder / row[0]).is_file() for row in rows)
     expected = expected_rows(run, tiles)
     for row, best in zip(rows, [expected[3], *expected[:3]], strict=True):
         assert row[1::2] == [name for name, _ in best]
@@ -111,7 +112,7 @@ def test_class_names_cannot_carry_a_formula(trained, tmp_path, tiles):
     Predict(top=40)(network, data)
     with open(tmp_path / "predictions.csv", newline="", encoding="utf-8") as file:
         row = list(csv.reader(file))[1]
-    assert row[0] == "'+x.png" and all(cell.startswith("'") for cell in row[1::2])
+    assert row[0] == "./+x.png" and all(cell.startswith("'") for cell in row[1::2])
     assert {cell[1:] for cell in row[1::2]} == set(classes)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightning_modules.evaluators.predict import _safe
+from lightning_modules.evaluators.predict import name_cell, path_cell
 from lightning_modules.evaluators.result import Curve, Evaluation, Mistake, Table
 from recipes.directory import open_directory
 from recipes.report.bounded import MAX_NAME, short
@@ -115,12 +115,20 @@ def test_long_names_do_not_swell_the_page(tmp_path):
     [
         ("=1+1", "'=1+1"), ("+1", "'+1"), ("-1", "'-1"), ("@SUM(A1)", "'@SUM(A1)"), ("  =1", "'  =1"), ("＝1", "'＝1"),
         ("\t=1", "\\t=1"), ("\r=1", "\\r=1"), ("a\nb", "a\\nb"), ("\x00", "\\x00"), ("\ud800", "\\ud800"),
-        ("\u202ex", "\\u202ex"), ("cat.png", "cat.png"), ("Käse 3", "Käse 3"),
+        ("\u202ex", "\\u202ex"), ("cat.png", "cat.png"), ("Käse 3", "Käse 3"), ("﹢1", "'﹢1"), ("−1", "'−1"),
+        ("\u200b=1", "'\u200b=1"), ("a\u00a0b\u3000c\u200bd", "a\u00a0b\u3000c\u200bd"), ("", ""),
     ],
 )  # fmt: skip
-def test_cells_of_predictions_are_text(text, cell):
-    assert _safe(text) == cell
+def test_class_names_of_predictions_are_text(text, cell):
+    assert name_cell(text) == cell
     cell.encode("utf-8")
+
+
+@pytest.mark.parametrize("start", [*"=+-@＝＋－＠−﹣", " =", "\t", "\r", "\n", "\t=", "\u200b-", "\u00a0+", "\udcff@"])
+def test_paths_of_predictions_are_no_formulas_and_the_same_paths(start):
+    path = f"{start}1.png"
+    assert path_cell(path) == f"./{path}" and Path("photos", path_cell(path)) == Path("photos", path)
+    assert path_cell(f"below/{path}") == f"below/{path}"
 
 
 @pytest.mark.parametrize(
