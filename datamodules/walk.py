@@ -14,12 +14,12 @@ from pathlib import Path
 from datamodules.decode import SUFFIXES
 
 HIDDEN, OTHER, SPECIAL, CLOSED, AGAIN, STRAY = (
-    "with a dot at the start of the name",
-    f"without the name of an image, {' '.join(SUFFIXES)}",
-    "no regular file, or a link to nothing",
-    "a folder that cannot be opened",
-    "a link to a folder that is read under another name",
-    "beside the class folders",
+    "hidden names",
+    f"names without {' '.join(SUFFIXES)}",
+    "special files and links to nothing",
+    "folders that cannot be opened",
+    "links to folders that are read under another name",
+    "images beside the class folders",
 )
 
 
@@ -38,7 +38,7 @@ class LeftOut:
     def said(self, folder: Path) -> str:
         """What was left out below a folder, on one line; empty for nothing."""
         found = (
-            f"{count} {reason} (the first is {os.path.relpath(self.first[reason], folder)!r})"
+            f"{reason}: {count}, the first {os.path.relpath(self.first[reason], folder)!r}"
             for reason, count in self.count.items()
         )
         return f"left out: {'; '.join(found)}" if self.count else ""

@@ -37,7 +37,7 @@ def test_links_are_followed_once_and_never_in_circles(tmp_path: Path) -> None:
     (root / "image.png").symlink_to(outside / "2.png")
     paths, left = walked(root)
     assert paths == ["1.png", "image.png", "m/0.png", "out/2.png", "out/deep/3.png"]
-    assert left == "left out: 4 a link to a folder that is read under another name (the first is 'a')"
+    assert left == "left out: links to folders that are read under another name: 4, the first 'a'"
     assert walked(root) == (paths, left)
 
 
@@ -64,12 +64,12 @@ def test_what_is_left_out_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyP
     paths, left = walked(tmp_path)
     assert paths == ["a.PNG"]
     expected = [
-        "3 with a dot at the start of the name (the first is '.hidden.png')",
-        "4 no regular file, or a link to nothing (the first is 'gone.jpg')",
-        "1 without the name of an image, .jpg .jpeg .png .webp .bmp .gif .tif .tiff (the first is 'b/notes.txt')",
+        "hidden names: 3, the first '.hidden.png'",
+        "special files and links to nothing: 4, the first 'gone.jpg'",
+        "names without .jpg .jpeg .png .webp .bmp .gif .tif .tiff: 1, the first 'b/notes.txt'",
     ]
     assert left == f"left out: {'; '.join(expected)}"
-    with pytest.warns(UserWarning, match="left out: 3 with a dot at the start of the name") as caught:
+    with pytest.warns(UserWarning, match="left out: hidden names: 3, the first ") as caught:
         data = Unlabelled(AS_TRAINED, root=str(tmp_path))
     assert len(caught) == 1 and [len(batch) for batch in data.dataloader()] == [1]
 
@@ -86,12 +86,12 @@ def test_a_folder_that_cannot_be_opened_is_counted(tmp_path: Path, monkeypatch: 
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    assert walked(tmp_path) == (["a.png"], "left out: 1 a folder that cannot be opened (the first is 'closed')")
+    assert walked(tmp_path) == (["a.png"], "left out: folders that cannot be opened: 1, the first 'closed'")
 
 
 def test_no_image_says_what_there_was(tmp_path: Path) -> None:
     picture(tmp_path / ".cache" / "a.png")
     with pytest.raises(
-        FileNotFoundError, match=r"no image in .*; images are .jpg, .*; left out: 1 with a dot .*'.cache'"
+        FileNotFoundError, match=r"no image in .*; images are .jpg, .*; left out: hidden names: 1, the first '.cache'"
     ):
         Unlabelled(AS_TRAINED, root=str(tmp_path))
