@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from lightning_modules.evaluators.base import EvaluationData
 from lightning_modules.evaluators.predict import Predict
 from recipes.checkpoint import load_checkpoint, save_checkpoint
 from recipes.cli import evaluate
+from recipes.evaluate import Subject, _source
 from recipes.make import rebuild_network
 from recipes.stored import stored_config
+from recipes.validate import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,25 @@ def test_class_names_cannot_carry_a_formula(trained, tmp_path, tiles):
         row = list(csv.reader(file))[1]
     assert row[0] == "./+x.png" and all(cell.startswith("'") for cell in row[1::2])
     assert {cell[1:] for cell in row[1::2]} == set(classes)
+
+
+@pytest.mark.parametrize("found", [("cafe\u0301",), ("cafe",)])
+def test_class_names_of_the_data_may_have_another_unicode_form(found, monkeypatch, tmp_path):
+    """A checkpoint of a Linux machine, class folders of a Mac."""
+    data = SimpleNamespace(
+        setup=lambda: None, classes_of=lambda part: found, test_dataloader=list, train_eval_dataloader=list,
+        test_is_query=None, test_picture=None,
+    )  # fmt: skip
+    monkeypatch.setattr("recipes.make.make", lambda *_, **__: data)
+    run = SimpleNamespace(reads="labelled", reads_logits=False, same_classes=True)
+    subject = Subject(None, {}, ("caf\u00e9",), None, tmp_path, 0)
+    if found == ("cafe",):
+        with pytest.raises(
+            ConfigError, match="class names differ from those of the checkpoint: 'caf\u00e9' there, 'cafe'"
+        ):
+            _source(run, subject, None, tmp_path)
+    else:
+        assert _source(run, subject, None, tmp_path).classes == found
 
 
 def refused(words, capsys):
