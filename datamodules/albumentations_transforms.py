@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from kernels.ranges import RangeChecked
 
-class FileAugment:
+
+class FileAugment(RangeChecked):
     """Random resized crop, flip and colour jitter (Szegedy et al. 2015, 1409.4842, section 6).
 
     Args:
@@ -29,25 +31,13 @@ class FileAugment:
     def __init__(
         self,
         *,
-        min_scale: float = 0.08,
-        flip_prob: float = 0.5,
-        brightness: float = 0.0,
-        contrast: float = 0.0,
-        saturation: float = 0.0,
-        hue: float = 0.0,
+        min_scale: Annotated[float, "0 < x <= 1"] = 0.08,
+        flip_prob: Annotated[float, "0 <= x <= 1"] = 0.5,
+        brightness: Annotated[float, "0 <= x <= 1"] = 0.0,
+        contrast: Annotated[float, "0 <= x <= 1"] = 0.0,
+        saturation: Annotated[float, "0 <= x <= 1"] = 0.0,
+        hue: Annotated[float, "0 <= x <= 0.5"] = 0.0,
     ) -> None:
-        if not 0.0 < min_scale <= 1.0:
-            raise ValueError(f"augment.min_scale must be in (0, 1], got {min_scale}")
-        limits = {
-            "flip_prob": (flip_prob, 1.0),
-            "brightness": (brightness, 1.0),
-            "contrast": (contrast, 1.0),
-            "saturation": (saturation, 1.0),
-            "hue": (hue, 0.5),
-        }
-        for name, (value, most) in limits.items():
-            if not 0.0 <= value <= most:
-                raise ValueError(f"augment.{name} must be in [0, {most}], got {value}")
         self.min_scale, self.flip_prob = min_scale, flip_prob
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
         self._steps: dict[int, Any] = {}

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from kernels import augment as kernel
 from kernels.counter_rng import uniform
+from kernels.ranges import RangeChecked
 
 _GEOMETRY = ("crop.top", "crop.left", "flip")
 _FURTHER = ("cutout.row", "cutout.column", "brightness", "contrast")
 
 
-class BatchAugment:
+class BatchAugment(RangeChecked):
     """Random crop, flip, cutout and brightness / contrast, each a function of (seed, epoch, index, view) alone.
 
     Args:
@@ -35,22 +36,15 @@ class BatchAugment:
     def __init__(
         self,
         *,
-        crop_padding: int = 4,
+        crop_padding: Annotated[int, "x >= 0"] = 4,
         padding_mode: Literal["constant", "reflect"] = "constant",
-        flip_prob: float = 0.5,
-        cutout_size: int = 0,
-        brightness: float = 0.0,
-        contrast: float = 0.0,
+        flip_prob: Annotated[float, "0 <= x <= 1"] = 0.5,
+        cutout_size: Annotated[int, "x >= 0"] = 0,
+        brightness: Annotated[float, "0 <= x <= 1"] = 0.0,
+        contrast: Annotated[float, "0 <= x <= 1"] = 0.0,
     ) -> None:
         if padding_mode not in ("constant", "reflect"):
             raise ValueError(f"augment.padding_mode is {padding_mode!r}; choose constant or reflect")
-        if crop_padding < 0 or cutout_size < 0:
-            raise ValueError(
-                f"augment.crop_padding and augment.cutout_size are pixels >= 0, got {crop_padding} and {cutout_size}"
-            )
-        for name, value in (("flip_prob", flip_prob), ("brightness", brightness), ("contrast", contrast)):
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"augment.{name} must be in [0, 1], got {value}")
         self.crop_padding, self.padding_mode, self.flip_prob = crop_padding, padding_mode, flip_prob
         self.cutout_size, self.brightness, self.contrast = cutout_size, brightness, contrast
         self._jitters = brightness > 0 or contrast > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import lightning
 import numpy as np
@@ -18,9 +18,10 @@ from datamodules.manifest import Parts, combined
 from datamodules.order import ShuffledOrder, StoredOrder, TrainingOrder
 from datamodules.split import index_digest, limit
 from kernels.batch import Batch
+from kernels.ranges import RangeChecked
 
 
-class ImageData(LabelSets, lightning.LightningDataModule):
+class ImageData(RangeChecked, LabelSets, lightning.LightningDataModule):
     """A labelled image set with train, validation and test part. Subclasses say where the images come from.
 
     The labels of a part are positions in the names of that part, which may differ: see ``LabelSets``.
@@ -67,28 +68,19 @@ class ImageData(LabelSets, lightning.LightningDataModule):
         self,
         seed: int = 0,
         *,
-        batch_size: int = 128,
-        eval_batch_size: int = 512,
-        num_workers: int = 0,
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
-        limit_train: int | None = None,
-        limit_test: int | None = None,
+        batch_size: Annotated[int, "x >= 1"] = 128,
+        eval_batch_size: Annotated[int, "x >= 1"] = 512,
+        num_workers: Annotated[int, "0 <= x <= 1024"] = 0,
+        val_fraction: Annotated[float, "0 <= x < 1"] = 0.1,
+        split_seed: Annotated[int, "x >= 0"] = 0,
+        limit_train: Annotated[int, "x >= 1"] | None = None,
+        limit_test: Annotated[int, "x >= 1"] | None = None,
         drop_last: bool = True,
-        samples_per_class: int | None = None,
+        samples_per_class: Annotated[int, "x >= 1"] | None = None,
         select_on: Literal["val", "test_best"] = "val",
-        worker_timeout_s: int = 600,
+        worker_timeout_s: Annotated[int, "1 <= x <= 31536000"] = 600,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("worker_timeout_s", worker_timeout_s, 1),
-            ("samples_per_class", samples_per_class, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"data.{name} must be at least {least}, got {value}")
         if select_on not in ("val", "test_best"):
             raise ValueError(f"data.select_on is {select_on!r}; choose val or test_best")
         self.seed, self.split_seed = seed, split_seed

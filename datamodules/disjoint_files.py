@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -73,7 +73,9 @@ class DisjointFiles(ImageFiles):
 
     FACTS: tuple[str, ...] = ("train_classes", "train", "test_classes", "test")
 
-    def __init__(self, seed: int = 0, *, root: str, expect: dict[str, int] | None = None, **common: Any) -> None:
+    def __init__(
+        self, seed: int = 0, *, root: str, expect: dict[str, Annotated[int, "x >= 0"]] | None = None, **common: Any
+    ) -> None:
         super().__init__(seed, **common)
         if self.allow_missing_classes:
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -35,7 +35,7 @@ class Folder(ImageFiles):
         root: str,
         val_folder: str | None = "val",
         test_folder: str = "test",
-        expect: dict[str, int] | None = None,
+        expect: dict[str, Annotated[int, "x >= 1"]] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(seed, **common)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from datamodules.disjoint_files import DisjointFiles, Listed, from_folders, refuse_shared_classes
 from datamodules.file_list import FileList
@@ -21,10 +21,8 @@ class FolderDisjoint(DisjointFiles):
         **common: the keys of ``DisjointFiles``, ``ImageFiles`` and ``ImageData``.
     """
 
-    def __init__(self, seed: int = 0, *, test_classes: float = 0.5, **common: Any) -> None:
+    def __init__(self, seed: int = 0, *, test_classes: Annotated[float, "0 < x < 1"] = 0.5, **common: Any) -> None:
         super().__init__(seed, **common)
-        if not 0.0 < test_classes < 1.0:
-            raise ValueError(f"data.test_classes must be in (0, 1), a share of the classes, got {test_classes}")
         self.test_share = test_classes
 
     @property

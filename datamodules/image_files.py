@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -46,13 +46,13 @@ class ImageFiles(ImageData):
         self,
         seed: int = 0,
         *,
-        image_size: int = 224,
-        resize_size: int | None = None,
+        image_size: Annotated[int, "1 <= x <= 16384"] = 224,
+        resize_size: Annotated[int, "1 <= x <= 16384"] | None = None,
         interpolation: Literal["bilinear", "bicubic"] = "bicubic",
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: Annotated[int, "x >= 1"] = MAX_PIXELS,
         allow_missing_classes: bool = False,
         on_unreadable: Literal["raise", "substitute"] = "raise",
-        max_substituted: float = 0.01,
+        max_substituted: Annotated[float, "0 < x <= 1"] = 0.01,
         augment: FileAugment | None = None,
         **common: Any,
     ) -> None:
@@ -62,7 +62,7 @@ class ImageFiles(ImageData):
                 f"data.augment of {type(self).__name__} must be a "
                 f"datamodules.albumentations_transforms.FileAugment, got {type(augment).__name__}"
             )
-        check_policy(on_unreadable, max_substituted)
+        check_policy(on_unreadable)
         self.image_size = image_size
         self.resize_size, self.interpolation = checked_sizes(image_size, resize_size, interpolation)
         self.max_pixels, self.allow_missing_classes, self.augment = max_pixels, allow_missing_classes, augment

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -43,14 +43,12 @@ class Omniglot(ArrayData):
         seed: int = 0,
         *,
         root: str,
-        image_size: int = 28,
-        channels: int = 3,
+        image_size: Annotated[int, "1 <= x <= 16384"] = 28,
+        channels: Literal[1, 3] = 3,
         verify: bool = True,
         **common: Any,
     ) -> None:
         super().__init__(seed, **common)
-        if image_size < 1:
-            raise ValueError(f"data.image_size={image_size} must be at least 1")
         if channels not in (1, 3):
             raise ValueError(f"data.channels={channels}; choose 3, or 1 with backbone.in_channels=1")
         self.root, self.image_size, self.channels, self.verify = Path(root).expanduser(), image_size, channels, verify

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -14,9 +14,10 @@ from datamodules.image_files import checked_sizes
 from datamodules.loader import Loader, make_loader
 from datamodules.order import StoredOrder
 from datamodules.walk import LeftOut, images_below
+from kernels.ranges import RangeChecked
 
 
-class Unlabelled:
+class Unlabelled(RangeChecked):
     """All images below a folder, at any depth, in the order of their paths; labels are -1.
 
     One warning says what ``datamodules.walk`` leaves out, and how much.
@@ -45,9 +46,9 @@ class Unlabelled:
         preprocessing: dict[str, Any],
         *,
         root: str,
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
-        max_pixels: int = MAX_PIXELS,
+        eval_batch_size: Annotated[int, "x >= 1"] = 256,
+        num_workers: Annotated[int, "0 <= x <= 1024"] = 0,
+        max_pixels: Annotated[int, "x >= 1"] = MAX_PIXELS,
     ) -> None:
         folder = Path(root).expanduser()
         if not folder.is_dir():

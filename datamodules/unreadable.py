@@ -98,9 +98,7 @@ def substitute(
     raise UnreadableImage(f"no substitute for index {position}: {ATTEMPTS} draws from {len(choices)} are unreadable")
 
 
-def check_policy(on_unreadable: str, max_substituted: float) -> None:
-    """Raise ValueError for settings that make no sense."""
+def check_policy(on_unreadable: str) -> None:
+    """Raise ValueError for one that is not known."""
     if on_unreadable not in ("raise", "substitute"):
         raise ValueError(f"data.on_unreadable is {on_unreadable!r}; choose raise or substitute")
-    if not 0.0 < max_substituted <= 1.0:
-        raise ValueError(f"data.max_substituted is a share in (0, 1], got {max_substituted}")

@@ -49,8 +49,6 @@ class FiniteGuard:
                 "leave it out, or set task.nonfinite=skip or rollback"
             )
         self.policy, self.max_in_row = policy, DEFAULT_IN_A_ROW if max_in_row is None else max_in_row
-        if self.max_in_row < 1:
-            raise ValueError(f"max_nonfinite must be at least 1, got {max_in_row}; use nonfinite=raise to allow none")
         self._copy: BufferCopy | None = None
         self._in_row = self._in_epoch = self._total = 0
         self._restored_from, self._advanced = -1, False

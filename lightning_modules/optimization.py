@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 import timm.optim
@@ -15,20 +15,22 @@ from timm.scheduler.wsd_lr import WSDLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 
+from kernels.ranges import range_checked
 from lightning_modules.names import unknown_name
 
 Group = dict[str, Any]
 
 
+@range_checked
 def create_optimizer(
     network: nn.Module,
     parts: nn.Module | None = None,
     *,
     name: str,
-    lr: float,
-    weight_decay: float = 0.0,
-    momentum: float | None = None,
-    layer_decay: float | None = None,
+    lr: Annotated[float, "x >= 0"],
+    weight_decay: Annotated[float, "x >= 0"] = 0.0,
+    momentum: Annotated[float, "0 <= x < 1"] | None = None,
+    layer_decay: Annotated[float, "0 < x <= 1"] | None = None,
     decay_norm_and_bias: bool = False,
     kwargs: dict | None = None,
 ) -> Optimizer:
@@ -47,7 +49,7 @@ def create_optimizer(
         kwargs: further arguments of the optimizer, by its own names.
 
     Raises:
-        ValueError: unknown name, an argument that the optimizer does not have, or nothing to train.
+        ValueError: unknown name, a value out of range, an argument of another optimizer, or nothing to train.
     """
     known = [str(choice) for choice in timm.optim.list_optimizers()]
     if name.lower() not in known:
@@ -140,16 +142,17 @@ def _head_is_a_layer(network: Any) -> bool:
     return max(layers[0].values()) > max(layers[1].values())
 
 
+@range_checked
 def create_schedule(
     optimizer: Optimizer,
     total_updates: int,
     *,
     name: Literal["cosine", "step", "wsd", "constant"] = "cosine",
-    warmup_fraction: float = 0.0,
-    min_lr: float | None = None,
-    milestones: list[float] | None = None,
-    decay_rate: float | None = None,
-    decay_fraction: float | None = None,
+    warmup_fraction: Annotated[float, "0 <= x <= 1"] = 0.0,
+    min_lr: Annotated[float, "x >= 0"] | None = None,
+    milestones: list[Annotated[float, "0 <= x <= 1"]] | None = None,
+    decay_rate: Annotated[float, "0 <= x <= 1"] | None = None,
+    decay_fraction: Annotated[float, "0 <= x <= 1"] | None = None,
 ) -> Scheduler:
     """A schedule that depends on the share of the run that is done, so that it scales with ``trainer.max_epochs``.
 
@@ -167,7 +170,7 @@ def create_schedule(
         decay_fraction: share of the run that decays (wsd only); None is 0.1.
 
     Raises:
-        ValueError: a share outside [0, 1], or a key of another schedule.
+        ValueError: a value out of range, a key of another schedule, or ``min_lr`` above the learning rate.
     """
     own = {"cosine": ("min_lr",), "wsd": ("min_lr", "decay_fraction"), "step": ("milestones", "decay_rate")}
     keys = {"min_lr": min_lr, "milestones": milestones, "decay_rate": decay_rate, "decay_fraction": decay_fraction}
@@ -178,15 +181,13 @@ def create_schedule(
     min_lr = 0.0 if min_lr is None else min_lr
     decay_rate = 0.1 if decay_rate is None else decay_rate
     decay_fraction = 0.1 if decay_fraction is None else decay_fraction
-    shares = {"warmup_fraction": warmup_fraction, "decay_fraction": decay_fraction}
-    shares |= {f"milestones[{i}]": value for i, value in enumerate(milestones or [])}
-    wrong = [f"{key}={value}" for key, value in shares.items() if not 0.0 <= value <= 1.0]
-    if wrong:
-        raise ValueError(f"shares of the run lie in [0, 1], got {', '.join(wrong)}")
+    lr = optimizer.param_groups[0]["lr"]
+    if min_lr > lr:
+        raise ValueError(f"schedule.min_lr={min_lr} is above optimizer.lr={lr}, where the rate starts; lower it")
     warmup = round(warmup_fraction * total_updates)
     common: Group = {
         "warmup_t": warmup,
-        "warmup_lr_init": optimizer.param_groups[0]["lr"] / (warmup + 1),
+        "warmup_lr_init": lr / (warmup + 1),
         "t_in_epochs": False,
     }
     if name == "cosine":

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kernels.batch import Batch, Output, Step
 from kernels.pair_form import PairForm
+from kernels.ranges import RangeChecked
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Context:
     val_is_query: Tensor | None = None
 
 
-class Part(nn.Module):
+class Part(RangeChecked, nn.Module):
     """What every kind of part shares.
 
     Class attributes:

@@ -7,7 +7,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kernels.batch import Batch, Output, Step
+from kernels.ranges import RangeChecked
 from lightning_modules.average import Average
 from lightning_modules.distributed import average_over_processes, check_every_parameter_used, total_over_processes
 from lightning_modules.finite_guard import FiniteGuard
@@ -30,7 +31,7 @@ from lightning_modules.random_state import random_state
 from lightning_modules.step import StepResult, run_step
 
 
-class Task(LightningModule):
+class Task(RangeChecked, LightningModule):
     """Trains a network with composed parts by manual optimization; a training step is exactly one update.
 
     ``observers`` are told of every update and every epoch (see ``observer.Observer``).
@@ -70,16 +71,16 @@ class Task(LightningModule):
         make_schedule: Callable[[Optimizer, int], Scheduler],
         context: Context,
         *,
-        micro_batches: int = 1,
-        clip_norm: float | None = None,
-        ema_decay: float | None = None,
+        micro_batches: Annotated[int, "x >= 1"] = 1,
+        clip_norm: Annotated[float, "x > 0"] | None = None,
+        ema_decay: Annotated[float, "0 <= x < 1"] | None = None,
         channels_last: bool = False,
         compile: bool = False,
         nonfinite: Literal["raise", "skip", "rollback"] = "raise",
-        max_nonfinite: int | None = None,
+        max_nonfinite: Annotated[int, "x >= 1"] | None = None,
     ) -> None:
         super().__init__()
-        _check(parts, micro_batches, clip_norm, ema_decay)
+        _check(parts, micro_batches)
         self.automatic_optimization = False
         if channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -333,16 +334,10 @@ class Task(LightningModule):
         self.between_updates = True
 
 
-def _check(parts: Parts, micro_batches: int, clip_norm: float | None, ema_decay: float | None) -> None:
+def _check(parts: Parts, micro_batches: int) -> None:
     """Refuse values that cannot work."""
-    if micro_batches < 1:
-        raise ValueError(f"micro_batches must be at least 1, got {micro_batches}")
     if micro_batches > 1 and not parts.loss.per_sample:
         raise ValueError(
             f"{type(parts.loss).__name__} is defined on the whole batch, and micro_batches={micro_batches} would make "
             "it another loss; set task.micro_batches=1"
         )
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm must be positive, got {clip_norm}; leave it out for no clipping")
-    if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
-        raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}; leave it out for no average")

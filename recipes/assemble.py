@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lightning.pytorch import seed_everything
 
 from datamodules.base import ImageData
+from kernels.ranges import range_checked
 from lightning_modules.evaluators.base import Evaluator
 from lightning_modules.network import Network
 from lightning_modules.part import Context
@@ -21,6 +22,7 @@ from recipes.validate import ConfigError
 Part = dict[str, Any]
 
 
+@range_checked
 def assemble(
     command: str | None = None,
     resume: Path | None = None,
@@ -43,12 +45,12 @@ def assemble(
     regularizer: dict[str, Part] | None = None,
     evaluator: dict[str, Part] | None = None,
     callback: dict[str, Part] | None = None,
-    seed: int = 0,
+    seed: Annotated[int, "0 <= x <= 4294967295"] = 0,
     name: str | None = None,
     output: str = "runs",
-    max_time: int | float | str | None = None,
-    save_every: int | None = None,
-    stop_after: int | None = None,
+    max_time: Annotated[int, "x > 0"] | Annotated[float, "x > 0"] | str | None = None,
+    save_every: Annotated[int, "x >= 1"] | None = None,
+    stop_after: Annotated[int, "x >= 1"] | None = None,
 ) -> Run:
     """Build everything a run needs; nothing is written to disk yet.
 
@@ -73,7 +75,7 @@ def assemble(
     """
     config = {key: value for key, value in locals().items() if key not in ("command", "resume")}
     try:
-        _check_numbers(max_time, save_every=save_every, stop_after=stop_after)
+        seconds(max_time)
         seed_everything(seed, workers=True, verbose=False)
         data_module = make(data, seed, group="data")
         data_module.setup()
@@ -109,13 +111,6 @@ def assemble(
     if fitter.num_devices == 1 and data_module.num_workers == 0:
         data_module.device = fitter.strategy.root_device
     return Run(config, data_module, module, fitter, evaluators, surgery_report=report, command=command, resume=resume)
-
-
-def _check_numbers(max_time: int | float | str | None, **updates: int | None) -> None:
-    seconds(max_time)
-    for name, value in updates.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value} must be a number of updates, at least 1")
 
 
 def _check_processes(world: int, data: ImageData) -> None:

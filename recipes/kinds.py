@@ -76,7 +76,7 @@ def _hint(function: Any, key: str) -> Any:
         return None
     alone = SimpleNamespace(__annotations__={key: function.__annotations__[key]})
     try:
-        return get_type_hints(alone, globalns=function.__globals__)[key]
+        return get_type_hints(alone, globalns=inspect.unwrap(function).__globals__)[key]
     except Exception as error:  # an annotation is an expression: anything can go wrong in it
         raise TypeError(
             f"the annotation of {key} in {function.__qualname__} cannot be resolved ({error}); import what it names at "

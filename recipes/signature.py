@@ -1,7 +1,8 @@
 """The schema of a configuration: the signature of the class it names, read from source without importing it.
 
-A part's keyword-only arguments are its keys; their annotations are its types. Reading them with ``ast`` keeps
-validation free of torch, and leaves a part's constructor as the only place where its configuration is declared.
+A part's keyword-only arguments are its keys; their annotations are its types and, as ``Annotated[float, "x > 0"]``, its
+ranges. Reading them with ``ast`` keeps validation free of torch, and leaves a part's constructor as the only place
+where its configuration is declared.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from recipes.allow import is_allowed
+from recipes.annotation import range_of, without_ranges
 from recipes.source import ROOMS, ROOT, import_source, source_file, tree_of
 
 TARGET = "_target_"
@@ -34,8 +36,13 @@ class Key:
     required: bool
 
     @property
+    def plain(self) -> ast.expr:
+        """The annotation without its ranges."""
+        return without_ranges(self.annotation)
+
+    @property
     def type_name(self) -> str:
-        return ast.unparse(self.annotation)
+        return ast.unparse(self.plain)
 
 
 class UnknownTarget(LookupError):
@@ -111,6 +118,9 @@ def matches(annotation: ast.expr, value: Any) -> bool:
             return matches(ast.parse(text, mode="eval").body, value)
         case ast.BinOp(left=left, right=right, op=ast.BitOr()):
             return matches(left, value) or matches(right, value)
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[inner, *_])):
+            stated = range_of(annotation)
+            return matches(inner, value) if stated is None else stated.holds(value)
         case ast.Name(id="Any"):
             return not holds_part(value)
         case ast.Name(id="bool"):
@@ -126,11 +136,9 @@ def matches(annotation: ast.expr, value: Any) -> bool:
         case ast.Name(id="dict"):
             return isinstance(value, dict) and not holds_part(value)
         case ast.Subscript(value=ast.Name(id="Literal"), slice=slice_):
-            return (
-                value in ast.literal_eval(slice_)
-                if isinstance(slice_, ast.Tuple)
-                else value == ast.literal_eval(slice_)
-            )
+            choices = slice_.elts if isinstance(slice_, ast.Tuple) else [slice_]
+            same = [choice for choice in map(ast.literal_eval, choices) if type(choice) is type(value)]  # True == 1
+            return value in same
         case ast.Subscript(value=ast.Name(id="list"), slice=item):
             return isinstance(value, list) and all(matches(item, element) for element in value)
         case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[_, item])):
@@ -157,7 +165,7 @@ def _keys_of(module: str, name: str, target: str) -> dict[str, Key]:
     tree = _tree(module, target)
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
-            return _keys(node)
+            return _keys(node, target)
         if isinstance(node, ast.ClassDef) and node.name == name:
             return _keys_of_class(node, tree, module, target)
     raise UnknownTarget(f"{target!r}: {module.replace('.', '/')}.py defines no {name!r}")
@@ -170,7 +178,7 @@ def _keys_of_class(node: ast.ClassDef, tree: ast.Module, module: str, target: st
         for base in node.bases:
             if isinstance(base, ast.Name) and (found := _imported(tree, base.id, module)):
                 inherited |= _keys_of(*found, target)
-    return inherited | (_keys(own[0]) if own else {})
+    return inherited | (_keys(own[0], target) if own else {})
 
 
 def _imported(tree: ast.Module, name: str, module: str) -> tuple[str, str] | None:
@@ -197,10 +205,15 @@ def _tree(module: str, target: str) -> ast.Module:
         raise UnknownTarget(f"{target!r}: {error}") from error
 
 
-def _keys(function: ast.FunctionDef) -> dict[str, Key]:
-    arguments = function.args
-    pairs = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    return {
-        argument.arg: Key(argument.annotation or ast.Name("Any"), required=default is None)
-        for argument, default in pairs
-    }
+def _keys(function: ast.FunctionDef, target: str) -> dict[str, Key]:
+    found = {}
+    for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+        annotation = argument.annotation or ast.Name("Any")
+        try:
+            for node in ast.walk(annotation):
+                if isinstance(node, ast.expr):
+                    range_of(node)
+        except ValueError as error:
+            raise UnknownTarget(f"{target!r}: the annotation of {argument.arg}: {error}") from error
+        found[argument.arg] = Key(annotation, required=default is None)
+    return found

@@ -5,29 +5,31 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from kernels.ranges import range_checked
 from lightning_modules.host_memory import keep_freed_memory
 from recipes.strategy import choose_strategy, devices_of_torchrun
 
 
+@range_checked
 def create_trainer(
     callbacks: Sequence[Callback] = (),
     *,
-    max_epochs: int,
+    max_epochs: Annotated[int, "x >= 1"],
     accelerator: str = "auto",
-    devices: int | str | list[int] = 1,
+    devices: Annotated[int, "x >= -1"] | str | list[Annotated[int, "x >= 0"]] = 1,
     strategy: str = "auto",
-    num_nodes: int = 1,
-    process_timeout_s: int = 1200,
+    num_nodes: Annotated[int, "x >= 1"] = 1,
+    process_timeout_s: Annotated[int, "1 <= x <= 31536000"] = 1200,
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true",
     deterministic: bool = False,
-    check_val_every_n_epoch: int = 1,
+    check_val_every_n_epoch: Annotated[int, "x >= 1"] = 1,
 ) -> Trainer:
     """A trainer without the parts of Lightning that this library replaces (bar, logger, checkpoints, samplers).
 
@@ -48,14 +50,10 @@ def create_trainer(
         check_val_every_n_epoch: validate every n epochs.
 
     Raises:
-        ValueError: a count below 1, a precision that is not supported, or devices that this machine does not have.
+        ValueError: a value out of range, a precision that is not supported, or devices that this machine does not have.
     """
     if precision not in ("32-true", "bf16-mixed", "64-true"):
         raise ValueError(f"trainer.precision={precision} is not supported; allowed: 32-true, bf16-mixed, 64-true")
-    counts = {"max_epochs": max_epochs, "check_val_every_n_epoch": check_val_every_n_epoch, "num_nodes": num_nodes}
-    for name, value in (counts | {"process_timeout_s": process_timeout_s}).items():
-        if value < 1:
-            raise ValueError(f"trainer.{name} must be at least 1, got {value}")
     chosen = choose_strategy(strategy, devices, num_nodes, process_timeout_s)
     devices = devices_of_torchrun(devices, num_nodes)
     _quiet()

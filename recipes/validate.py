@@ -6,8 +6,19 @@ import re
 from difflib import get_close_matches
 from typing import Any
 
+from recipes.annotation import allowed
 from recipes.catalogue import LIST_GROUPS
-from recipes.signature import TARGET, UnknownTarget, check_target, is_part, matches, place_inside, place_of, signature
+from recipes.signature import (
+    TARGET,
+    Key,
+    UnknownTarget,
+    check_target,
+    is_part,
+    matches,
+    place_inside,
+    place_of,
+    signature,
+)
 
 MISSING = "???"
 
@@ -43,11 +54,18 @@ def problems_of(node: dict[str, Any], target: str, path: str = "") -> list[str]:
         elif node[name] == MISSING:
             problems.append(f"{where} must be given: {where}=VALUE ({key.type_name})")
         elif not matches(key.annotation, node[name]):
-            problems.append(f"{where}={node[name]!r} has the wrong type; allowed: {key.type_name}")
+            problems.append(f"{where}={node[name]!r} {_why_not(key, name, node[name])}")
         else:  # what has the right type holds parts only where its annotation allows them
             place = place_inside(target) if path else place_of(name)
             problems += _parts_inside(node[name], where, place)
     return problems
+
+
+def _why_not(key: Key, name: str, value: Any) -> str:
+    """What is wrong with a value of the right type, and with any other."""
+    if matches(key.plain, value):
+        return f"is out of range; allowed: {allowed(key.annotation, name)}"
+    return f"has the wrong type; allowed: {key.type_name}"
 
 
 def part_problems(node: Any, path: str, *places: str) -> list[str]:

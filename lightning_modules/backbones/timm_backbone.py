@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 from torch import nn
 
+from kernels.ranges import range_checked
 from lightning_modules.backbones.small_stem import STEMS, base_name
 from lightning_modules.backbones.weights import load_weights
 from lightning_modules.names import unknown_name
@@ -53,15 +54,16 @@ class Backbone:
     headless: bool = False
 
 
+@range_checked
 def create_backbone(
     *,
     name: str,
     pretrained: bool | str = False,
-    in_channels: int = 3,
+    in_channels: Annotated[int, "1 <= x <= 10000"] = 3,
     freeze: bool = False,
     freeze_norm: bool = False,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
+    mean: list[Annotated[float, "finite"]] | None = None,
+    std: list[Annotated[float, "x > 0"]] | None = None,
     kwargs: dict | None = None,
 ) -> Backbone:
     """A timm model without its classifier.
@@ -93,8 +95,6 @@ def create_backbone(
     kwargs = dict(kwargs or {})
     for key in _RESERVED.keys() & kwargs.keys():
         raise ValueError(f"backbone.kwargs.{key}={kwargs[key]!r} is not allowed: {_RESERVED[key]}")
-    if in_channels < 1:
-        raise ValueError(f"backbone.in_channels={in_channels}: an image has at least 1 channel")
     model = _start(name, pretrained, in_channels, kwargs)
     if isinstance(pretrained, str) and pretrained != IF_REACHABLE:
         load_weights(model, pretrained, name=name, in_channels=in_channels, kwargs=kwargs)
@@ -203,6 +203,4 @@ def _per_channel(what: str, given: list[float] | None, default: tuple[float, ...
         return (sum(values) / len(values),) * channels
     if len(values) != channels:
         raise ValueError(f"backbone.{what} has {len(values)} values for in_channels={channels}; give one per channel")
-    if what == "std" and min(values) <= 0:
-        raise ValueError(f"backbone.std={list(values)}: every value must be above 0, images are divided by it")
     return values

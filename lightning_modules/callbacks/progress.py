@@ -7,17 +7,18 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from kernels.ranges import RangeChecked
 from lightning_modules.callbacks.progress_view import Bar, Lines, Snapshot, View
 
 LINE_SECONDS = 10.0  # between two plain lines inside an epoch
 
 
-class Progress(Callback):
+class Progress(RangeChecked, Callback):
     """Shows epoch, images per second, loss, validation accuracy and the time left, on rank zero.
 
     A training step pays for an addition and a comparison of times. The loss is read from the device, which waits
@@ -31,9 +32,7 @@ class Progress(Callback):
         ValueError: ``refresh_seconds`` is negative or not finite.
     """
 
-    def __init__(self, *, refresh_seconds: float = 0.5) -> None:
-        if not 0 <= refresh_seconds < math.inf:
-            raise ValueError(f"refresh_seconds must be a finite time of at least 0, got {refresh_seconds}")
+    def __init__(self, *, refresh_seconds: Annotated[float, "x >= 0"] = 0.5) -> None:
         self.refresh_seconds = refresh_seconds
         self.clock: Callable[[], float] = time.monotonic  # never set back; a test puts its own here
         self._view: View | None = None

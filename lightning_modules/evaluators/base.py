@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from kernels.batch import Batch
+from kernels.ranges import RangeChecked
 from lightning_modules.evaluators.result import Evaluation
 from lightning_modules.network import Network
 
@@ -39,7 +40,7 @@ class EvaluationData:
     picture: Callable[[int], np.ndarray] | None = None
 
 
-class Evaluator:
+class Evaluator(RangeChecked):
     """``(network, data) -> Evaluation``.
 
     Class attributes:

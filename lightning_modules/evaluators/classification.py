@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ class ClassificationEvaluator(Evaluator):
 
     reads_logits = True
 
-    def __init__(self, *, num_mistakes: int = 24) -> None:
+    def __init__(self, *, num_mistakes: Annotated[int, "x >= 0"] = 24) -> None:
         self.num_mistakes = num_mistakes
 
     @torch.inference_mode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import unicodedata
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
@@ -31,9 +32,7 @@ class Predict(Evaluator):
     reads = "unlabelled"
     reads_logits = True
 
-    def __init__(self, *, top: int = 5) -> None:
-        if top < 1:
-            raise ValueError(f"top must be at least 1, got {top}")
+    def __init__(self, *, top: Annotated[int, "x >= 1"] = 5) -> None:
         self.top = top
 
     @torch.inference_mode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, overload
+from typing import Annotated, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -81,7 +81,7 @@ class RetrievalEvaluator(Evaluator):
     def __init__(
         self,
         *,
-        ks: list[int] | tuple[int, ...] = (1, 2, 4, 8),
+        ks: list[Annotated[int, "x >= 1"]] | tuple[Annotated[int, "x >= 1"], ...] = (1, 2, 4, 8),
         metric: Literal["cosine", "l2"] = "cosine",
         ties: Literal["index", "optimistic", "pessimistic", "expected"] = "index",
         lone: Literal["exclude", "zero"] = "exclude",
@@ -89,10 +89,10 @@ class RetrievalEvaluator(Evaluator):
         macro: bool = False,
         clusters: bool = False,
         index: Literal["flat", "gpu", "sharded", "ivf", "ivf_pq", "hnsw"] = "flat",
-        index_options: dict[str, int] | None = None,
-        query_expansion: int = 0,
-        rerank: dict[str, float] | None = None,
-        num_queries: int = 6,
+        index_options: dict[str, Annotated[int, "x >= 1"]] | None = None,
+        query_expansion: Annotated[int, "x >= 0"] = 0,
+        rerank: dict[str, Annotated[float, "x >= 0"]] | None = None,
+        num_queries: Annotated[int, "x >= 0"] = 6,
         map: Literal["pca", "tsne"] | None = "pca",
         save: bool = False,
     ) -> None:
@@ -117,10 +117,6 @@ class RetrievalEvaluator(Evaluator):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}")
-        for name in ("query_expansion", "num_queries"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name}={value!r}; it is a number, 0 for none")
         if self.map not in ("pca", "tsne", None):
             raise ValueError(f"map={self.map!r} is unknown; choose pca, tsne or null")
         if self.query_expansion and self.metric != "cosine":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -31,9 +32,9 @@ class Utilization(Evaluator):
 
     same_classes = False
 
-    def __init__(self, *, mixed_per_image: int = 4, seed: int = 0) -> None:
-        if mixed_per_image < 1:
-            raise ValueError(f"mixed_per_image={mixed_per_image} must be at least 1")
+    def __init__(
+        self, *, mixed_per_image: Annotated[int, "x >= 1"] = 4, seed: Annotated[int, "0 <= x <= 4294967295"] = 0
+    ) -> None:
         self.mixed_per_image, self.seed = mixed_per_image, seed
 
     def __call__(self, network: Network, data: EvaluationData) -> Evaluation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +34,10 @@ class Cosine(Head):
         True
     """
 
-    def __init__(self, in_features: int, num_classes: int, *, scale: float = 10.0, learn_scale: bool = True) -> None:
+    def __init__(
+        self, in_features: int, num_classes: int, *, scale: Annotated[float, "x > 0"] = 10.0, learn_scale: bool = True
+    ) -> None:
         super().__init__(in_features, num_classes)
-        if not scale > 0:
-            raise ValueError(f"head.scale={scale} must be above 0: the largest logit is the scale")
         # Directions uniform on the sphere; the length of a class weight does not matter to the output.
         self.weight = nn.Parameter(torch.randn(num_classes, in_features) / in_features**0.5)
         start = torch.tensor(float(scale))

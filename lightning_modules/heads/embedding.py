@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
 from kernels.batch import Output
@@ -34,13 +36,11 @@ class Embedding(Head):
         in_features: int,
         num_classes: int,
         *,
-        dim: int | None = 512,
+        dim: Annotated[int, "1 <= x <= 1000000"] | None = 512,
         bias: bool = True,
         layer_norm: bool = False,
     ) -> None:
         super().__init__(in_features, num_classes)
-        if dim is not None and dim < 1:
-            raise ValueError(f"head.dim={dim} must be at least 1, or null for the features themselves")
         self.dim, self.bias, self.layer_norm = dim, bias, layer_norm
         self.norm = nn.LayerNorm(in_features, elementwise_affine=False) if layer_norm else nn.Identity()
         self.project = nn.Identity() if dim is None else nn.Linear(in_features, dim, bias=bias)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,10 +28,15 @@ class Linear(Head):
         torch.Size([2, 10])
     """
 
-    def __init__(self, in_features: int, num_classes: int, *, bias: bool = True, dropout_prob: float = 0.0) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        bias: bool = True,
+        dropout_prob: Annotated[float, "0 <= x < 1"] = 0.0,
+    ) -> None:
         super().__init__(in_features, num_classes)
-        if not 0 <= dropout_prob < 1:
-            raise ValueError(f"head.dropout_prob={dropout_prob} must lie in [0, 1); 0 switches dropout off")
         self.dropout_prob = dropout_prob
         start = nn.Linear(in_features, num_classes, bias=bias)  # PyTorch's initialization, the one timm keeps
         self.weight = start.weight

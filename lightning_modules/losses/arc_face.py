@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from lightning_modules.losses.margin_softmax import MarginSoftmax
 
@@ -21,5 +21,11 @@ class ArcFace(MarginSoftmax):
 
     kind = "arc_face"
 
-    def __init__(self, *, scale: float = 30.0, margin: float = 0.5, **proxies: Any) -> None:
+    def __init__(
+        self,
+        *,
+        scale: Annotated[float, "x > 0"] = 30.0,
+        margin: Annotated[float, "0 <= x < 3.1416"] = 0.5,
+        **proxies: Any,
+    ) -> None:
         super().__init__(scale=scale, margin=margin, **proxies)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
@@ -22,11 +24,13 @@ class BinaryCrossEntropy(Loss):
     needs = frozenset({"logits"})
 
     def __init__(
-        self, *, label_smoothing: float = 0.0, target_threshold: float | None = None, sum_classes: bool = False
+        self,
+        *,
+        label_smoothing: Annotated[float, "0 <= x < 1"] = 0.0,
+        target_threshold: Annotated[float, "0 <= x < 1"] | None = None,
+        sum_classes: bool = False,
     ) -> None:
         super().__init__()
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
         self.label_smoothing = label_smoothing
         self.target_threshold = target_threshold
         self.sum_classes = sum_classes

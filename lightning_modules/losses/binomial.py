@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from kernels import pair_form
 from lightning_modules.losses.pairs import PairLoss
@@ -20,6 +20,13 @@ class Binomial(PairLoss):
         **memory: the keys of ``PairLoss``.
     """
 
-    def __init__(self, *, beta: float = 2.0, gamma: float = 40.0, margin: float = 0.5, **memory: Any) -> None:
+    def __init__(
+        self,
+        *,
+        beta: Annotated[float, "x > 0"] = 2.0,
+        gamma: Annotated[float, "x > 0"] = 40.0,
+        margin: Annotated[float, "-1 <= x <= 1"] = 0.5,
+        **memory: Any,
+    ) -> None:
         super().__init__(**memory)
         self.pair_form = pair_form.binomial(beta, gamma, margin)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
@@ -30,7 +30,7 @@ class Contrastive(PairLoss):
         self,
         *,
         distance: Literal["cosine", "l2"] = "cosine",
-        neg_margin: float = 0.5,
+        neg_margin: Annotated[float, "-1 <= x <= 2"] = 0.5,
         over: Literal["sum", "nonzero"] = "sum",
         **memory: Any,
     ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -24,7 +24,13 @@ class InfoNCE(PairLoss):
         **memory: the keys of ``PairLoss``.
     """
 
-    def __init__(self, *, temperature: float = 0.1, hard_fraction: float = 1.0, **memory: Any) -> None:
+    def __init__(
+        self,
+        *,
+        temperature: Annotated[float, "x > 0"] = 0.1,
+        hard_fraction: Annotated[float, "0 < x <= 1"] = 1.0,
+        **memory: Any,
+    ) -> None:
         super().__init__(**memory)
         self.keys: dict[str, Any] = {"temperature": temperature, "hard_fraction": hard_fraction}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from kernels import pair_form
 from lightning_modules.losses.pairs import PairLoss
@@ -20,6 +20,6 @@ class Lifted(PairLoss):
         **memory: the keys of ``PairLoss``.
     """
 
-    def __init__(self, *, margin: float = 0.5, **memory: Any) -> None:
+    def __init__(self, *, margin: Annotated[float, "finite"] = 0.5, **memory: Any) -> None:
         super().__init__(**memory)
         self.pair_form = pair_form.lifted(margin)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -24,10 +24,10 @@ class MarginSoftmax(ProxyLoss):
 
     kind: Kind = "none"
 
-    def __init__(self, *, scale: float, margin: float = 0.0, **proxies: Any) -> None:
+    def __init__(
+        self, *, scale: Annotated[float, "x > 0"], margin: Annotated[float, "x >= 0"] = 0.0, **proxies: Any
+    ) -> None:
         super().__init__(**proxies)
-        if not scale > 0:
-            raise ValueError(f"loss.scale={scale} must be positive")
         self.scale, self.margin = scale, margin
 
     def setup(self, context: Context) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -31,10 +31,10 @@ class MultiSimilarity(PairLoss):
     def __init__(
         self,
         *,
-        alpha: float = 2.0,
-        beta: float = 40.0,
-        base: float = 0.5,
-        epsilon: float | None = 0.1,
+        alpha: Annotated[float, "x > 0"] = 2.0,
+        beta: Annotated[float, "x > 0"] = 40.0,
+        base: Annotated[float, "-1 <= x <= 1"] = 0.5,
+        epsilon: Annotated[float, "finite"] | None = 0.1,
         **memory: Any,
     ) -> None:
         super().__init__(**memory)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from lightning_modules.losses.margin_softmax import MarginSoftmax
 
 
@@ -15,7 +17,7 @@ class NormSoftmax(MarginSoftmax):
         lr_scale: as in ``ProxyLoss``.
     """
 
-    def __init__(self, *, temperature: float = 0.05, lr_scale: float = 1.0) -> None:
-        if not temperature > 0:
-            raise ValueError(f"loss.temperature={temperature} must be positive")
+    def __init__(
+        self, *, temperature: Annotated[float, "x > 0"] = 0.05, lr_scale: Annotated[float, "x > 0"] = 1.0
+    ) -> None:
         super().__init__(scale=1.0 / temperature, lr_scale=lr_scale)

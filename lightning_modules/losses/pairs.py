@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -63,12 +63,11 @@ class PairLoss(Loss):
     memory_embedding: Tensor
     memory_label: Tensor
 
-    def __init__(self, *, memory: int = 0, memory_start: int = 0) -> None:
+    def __init__(self, *, memory: Annotated[int, "x >= 0"] = 0, memory_start: Annotated[int, "x >= 0"] = 0) -> None:
         super().__init__()
-        if memory < 0 or memory_start < 0 or (memory_start and not memory):
+        if memory_start and not memory:
             raise ValueError(
-                f"loss.memory={memory} and loss.memory_start={memory_start} are numbers of embeddings and of updates, "
-                "and a start needs a memory"
+                f"loss.memory_start={memory_start} is when a memory starts, and there is none; set loss.memory"
             )
         self.memory, self.memory_start = memory, memory_start
         self._written = 0

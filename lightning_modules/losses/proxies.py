@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +33,8 @@ class ProxyLoss(Loss):
 
     needs = frozenset({"embedding", "hard_labels"})
 
-    def __init__(self, *, lr_scale: float = 1.0) -> None:
+    def __init__(self, *, lr_scale: Annotated[float, "x > 0"] = 1.0) -> None:
         super().__init__()
-        if not lr_scale > 0:
-            raise ValueError(f"loss.lr_scale={lr_scale} must be positive: class vectors are trained")
         self.lr_scale = lr_scale
         self.proxies: Proxies
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -36,7 +36,13 @@ class ProxyAnchor(ProxyLoss):
     gathers = True
     mixed_outside = ("pos_neg",)
 
-    def __init__(self, *, alpha: float = 32.0, delta: float = 0.1, lr_scale: float = 100.0) -> None:
+    def __init__(
+        self,
+        *,
+        alpha: Annotated[float, "x > 0"] = 32.0,
+        delta: Annotated[float, "-1 <= x <= 1"] = 0.1,
+        lr_scale: Annotated[float, "x > 0"] = 100.0,
+    ) -> None:
         super().__init__(lr_scale=lr_scale)
         self.keys: dict[str, Any] = {"alpha": alpha, "delta": delta}
         self.pair_form = pair_form.proxy_anchor(**self.keys)

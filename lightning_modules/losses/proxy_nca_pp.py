@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 
 from kernels import pair_form
@@ -26,10 +28,10 @@ class ProxyNCAPP(ProxyLoss):
 
     mixed_outside = ()
 
-    def __init__(self, *, temperature: float = 1 / 9, lr_scale: float = 100.0) -> None:
+    def __init__(
+        self, *, temperature: Annotated[float, "x > 0"] = 1 / 9, lr_scale: Annotated[float, "x > 0"] = 100.0
+    ) -> None:
         super().__init__(lr_scale=lr_scale)
-        if not temperature > 0:
-            raise ValueError(f"loss.temperature={temperature} must be positive")
         self.temperature = temperature
         self.pair_form = pair_form.nca(temperature / 2, over_all=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from lightning_modules.losses.margin_softmax import MarginSoftmax
 
@@ -20,5 +20,7 @@ class SphereFace(MarginSoftmax):
 
     kind = "sphere_face"
 
-    def __init__(self, *, scale: float = 1.0, margin: int = 4, **proxies: Any) -> None:
+    def __init__(
+        self, *, scale: Annotated[float, "x > 0"] = 1.0, margin: Annotated[int, "x >= 1"] = 4, **proxies: Any
+    ) -> None:
         super().__init__(scale=scale, margin=margin, **proxies)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -22,7 +22,13 @@ class SupCon(PairLoss):
         **memory: the keys of ``PairLoss``.
     """
 
-    def __init__(self, *, temperature: float = 0.1, base_temperature: float | None = 0.07, **memory: Any) -> None:
+    def __init__(
+        self,
+        *,
+        temperature: Annotated[float, "x > 0"] = 0.1,
+        base_temperature: Annotated[float, "x > 0"] | None = 0.07,
+        **memory: Any,
+    ) -> None:
         super().__init__(**memory)
         self.keys: dict[str, Any] = {"temperature": temperature, "base_temperature": base_temperature}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
@@ -28,7 +28,7 @@ class Triplet(PairLoss):
     def __init__(
         self,
         *,
-        margin: float | None = 0.2,
+        margin: Annotated[float, "x >= 0"] | None = 0.2,
         mining: Literal["all", "semi_hard", "hard"] = "semi_hard",
         distance: Literal["l2", "squared_l2", "cosine"] = "l2",
         over: Literal["mean", "nonzero"] = "mean",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
@@ -37,14 +37,12 @@ class UNPG(MarginSoftmax):
         self,
         *,
         margin_kind: Literal["cos_face", "arc_face"] = "cos_face",
-        scale: float = 30.0,
-        margin: float = 0.35,
-        wisk: float = 1.5,
+        scale: Annotated[float, "x > 0"] = 30.0,
+        margin: Annotated[float, "x >= 0"] = 0.35,
+        wisk: Annotated[float, "x >= 0"] = 1.5,
         **proxies: Any,
     ) -> None:
         super().__init__(scale=scale, margin=margin, **proxies)
-        if not wisk >= 0:
-            raise ValueError(f"loss.wisk={wisk} must not be negative")
         self.kind, self.wisk = margin_kind, wisk
 
     def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 
 from kernels.batch import Batch, Step
@@ -23,7 +25,7 @@ class CutMix(Mixing):
 
     needs = frozenset({"hard_labels"})
 
-    def __init__(self, *, alpha: float = 1.0, prob: float = 1.0) -> None:
+    def __init__(self, *, alpha: Annotated[float, "x > 0"] = 1.0, prob: Annotated[float, "0 <= x <= 1"] = 1.0) -> None:
         super().__init__()
         self.pairing = Pairing(alpha, prob)
         self.num_classes = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -49,16 +49,12 @@ class Metrix(Mixing):
         *,
         mode: Literal["input", "feature", "embedding"] = "embedding",
         pair_type: Literal["pos_neg", "anc_neg", "both"] = "both",
-        alpha: float = 2.0,
-        weight: float = 0.4,
-        top_k: int | None = None,
+        alpha: Annotated[float, "x > 0"] = 2.0,
+        weight: Annotated[float, "x >= 0"] = 0.4,
+        top_k: Annotated[int, "x >= 1"] | None = None,
         renormalize: bool = True,
     ) -> None:
         super().__init__()
-        if not alpha > 0 or not weight >= 0:
-            raise ValueError(f"mixing.alpha={alpha} must be positive and mixing.weight={weight} not negative")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"mixing.top_k={top_k} must be at least 1 negative, or null for all")
         if mode != "embedding" and top_k is None:
             raise ValueError(
                 f"mixing.mode={mode} needs mixing.top_k: every mixed example is an {mode} of its own; the paper has 3"

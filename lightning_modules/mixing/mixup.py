@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 
 from kernels.batch import Batch, Step
@@ -22,7 +24,7 @@ class Mixup(Mixing):
 
     needs = frozenset({"hard_labels"})
 
-    def __init__(self, *, alpha: float = 0.2, prob: float = 1.0) -> None:
+    def __init__(self, *, alpha: Annotated[float, "x > 0"] = 0.2, prob: Annotated[float, "0 <= x <= 1"] = 1.0) -> None:
         super().__init__()
         self.pairing = Pairing(alpha, prob)
         self.num_classes = 0

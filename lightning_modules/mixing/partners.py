@@ -14,17 +14,9 @@ MIXING_STREAM = zlib.crc32(b"mixing") << 32
 
 
 class Pairing:
-    """Draws one ratio a batch as a function of (seed, update) and mixes labels with the reversed batch.
-
-    Raises:
-        ValueError: alpha not positive, prob outside [0, 1].
-    """
+    """Draws one ratio a batch as a function of (seed, update) and mixes labels with the reversed batch."""
 
     def __init__(self, alpha: float, prob: float) -> None:
-        if not alpha > 0:
-            raise ValueError(f"alpha must be positive, got {alpha}; to switch mixing off use ~mixing")
-        if not 0.0 <= prob <= 1.0:
-            raise ValueError(f"prob must lie in [0, 1], got {prob}")
         self.alpha, self.prob = alpha, prob
 
     def draw(self, step: Step) -> tuple[float, np.random.Generator]:

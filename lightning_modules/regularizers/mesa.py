@@ -6,6 +6,8 @@ Official code: AngusDujw/SAF. Departures, with their reasons, are listed in docs
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
@@ -42,20 +44,14 @@ class MESA(Regularizer):
     def __init__(
         self,
         *,
-        weight: float = 0.8,
-        temperature: float = 5.0,
-        decay: float = 0.9998,
-        start_epoch: int | float = 5,
-        end_epoch: int | float | None = None,
+        weight: Annotated[float, "x >= 0"] = 0.8,
+        temperature: Annotated[float, "x > 0"] = 5.0,
+        decay: Annotated[float, "0 <= x <= 1"] = 0.9998,
+        start_epoch: Annotated[int, "x >= -1"] | Annotated[float, "0 < x < 1"] = 5,
+        end_epoch: Annotated[int, "x >= 1"] | Annotated[float, "0 < x < 1"] | None = None,
         scale_tau2: bool = True,
     ) -> None:
         super().__init__()
-        if weight < 0:
-            raise ValueError(f"weight must not be negative, got {weight}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        if not 0.0 <= decay <= 1.0:
-            raise ValueError(f"decay must lie in [0, 1], got {decay}")
         self.weight, self.temperature, self.decay, self.scale_tau2 = weight, temperature, decay, scale_tau2
         self.window = EpochWindow("MESA", start_epoch, end_epoch)
         self.average: Average | None = None

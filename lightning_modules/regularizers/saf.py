@@ -7,6 +7,7 @@ Official code: AngusDujw/SAF. Departures, with their reasons, are listed in docs
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -56,20 +57,14 @@ class SAF(Regularizer):
     def __init__(
         self,
         *,
-        weight: float = 0.3,
-        temperature: float = 5.0,
-        lag: int = 3,
-        start_epoch: int | float = 5,
-        end_epoch: int | float | None = None,
+        weight: Annotated[float, "x >= 0"] = 0.3,
+        temperature: Annotated[float, "x > 0"] = 5.0,
+        lag: Annotated[int, "x >= 1"] = 3,
+        start_epoch: Annotated[int, "x >= -1"] | Annotated[float, "0 < x < 1"] = 5,
+        end_epoch: Annotated[int, "x >= 1"] | Annotated[float, "0 < x < 1"] | None = None,
         scale_tau2: bool = True,
     ) -> None:
         super().__init__()
-        if weight < 0:
-            raise ValueError(f"weight must not be negative, got {weight}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        if lag < 1:
-            raise ValueError(f"lag must be at least 1 epoch, got {lag}")
         self.weight, self.temperature, self.lag, self.scale_tau2 = weight, temperature, lag, scale_tau2
         self.window = EpochWindow("SAF", start_epoch, end_epoch)
         self.activity = Activity()

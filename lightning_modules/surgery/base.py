@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
+from kernels.ranges import RangeChecked
 from lightning_modules.surgery.anatomy import Anatomy, Layer
 from lightning_modules.surgery.changes import Changes
 
@@ -16,7 +17,7 @@ Phase = Literal["replace", "operation", "parametrize"]
 PHASES: tuple[Phase, ...] = ("replace", "operation", "parametrize")
 
 
-class Surgery:
+class Surgery(RangeChecked):
     """Changes modules of the backbone in place. The order of the configuration does not matter: phases decide.
 
     Class attributes:

@@ -7,6 +7,8 @@ in docs/weight_standardization_bcn.md.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from timm.layers import BatchNormAct2d
 from torch import nn
 
@@ -46,18 +48,16 @@ class BatchChannelNorm(Surgery):
     def __init__(
         self,
         *,
-        groups: int = 32,
+        groups: Annotated[int, "x >= 1"] = 32,
         estimate: bool = False,
-        update_rate: float | None = 0.1,
+        update_rate: Annotated[float, "0 <= x <= 1"] | None = 0.1,
         warmup: bool = False,
         all_reduce: bool = False,
         include: list[str] | None = None,
         exclude: list[str] | None = None,
     ) -> None:
         super().__init__(include=include, exclude=exclude)
-        if groups < 1:
-            raise ValueError(f"groups must be at least 1, got {groups}")
-        check_statistics(estimate, update_rate, warmup, all_reduce)
+        check_statistics(estimate, warmup, all_reduce)
         self.groups, self.update_rate = groups, update_rate
         self.estimate, self.warmup, self.all_reduce = estimate, warmup, all_reduce
 

@@ -6,10 +6,13 @@ Qiao, Wang, Liu, Shen, Yuille. "Micro-Batch Training with Batch-Channel Normaliz
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
 from kernels.batch_channel_norm import batch_channel_norm
+from kernels.ranges import RangeChecked
 from lightning_modules.distributed import total_over_processes
 
 CHECKPOINTING = (
@@ -19,7 +22,7 @@ CHECKPOINTING = (
 )
 
 
-class BatchChannelNorm2d(nn.modules.batchnorm._NormBase):
+class BatchChannelNorm2d(RangeChecked, nn.modules.batchnorm._NormBase):
     """The module: a batch norm, then a group norm with one affine pair a group, then ``drop`` and ``act``.
 
     Parameters and buffers of the batch stage have the names of ``nn.BatchNorm2d``; ``channel_weight`` and
@@ -49,9 +52,9 @@ class BatchChannelNorm2d(nn.modules.batchnorm._NormBase):
         num_features: int,
         groups: int,
         *,
-        eps: float = 1e-5,
+        eps: Annotated[float, "x > 0"] = 1e-5,
         estimate: bool = False,
-        update_rate: float = 0.1,
+        update_rate: Annotated[float, "0 <= x <= 1"] = 0.1,
         warmup: bool = False,
         all_reduce: bool = False,
         affine: bool = True,
@@ -59,7 +62,7 @@ class BatchChannelNorm2d(nn.modules.batchnorm._NormBase):
         super().__init__(num_features, eps=eps, momentum=update_rate, affine=affine)
         if groups < 1 or num_features % groups:
             raise ValueError(f"groups must divide the {num_features} channels, got {groups}")
-        check_statistics(estimate, update_rate, warmup, all_reduce)
+        check_statistics(estimate, warmup, all_reduce)
         self.groups, self.estimate, self.warmup, self.all_reduce = groups, estimate, warmup, all_reduce
         self.update_rate = update_rate
         self.channel_weight, self.channel_bias = nn.Parameter(torch.ones(groups)), nn.Parameter(torch.zeros(groups))
@@ -145,10 +148,8 @@ class BatchChannelNorm2d(nn.modules.batchnorm._NormBase):
         )
 
 
-def check_statistics(estimate: bool, update_rate: float | None, warmup: bool, all_reduce: bool) -> None:
-    """Refuse a rate outside [0, 1], and options that would do nothing."""
-    if update_rate is not None and not 0.0 <= update_rate <= 1.0:
-        raise ValueError(f"update_rate must lie in [0, 1], got {update_rate}")
+def check_statistics(estimate: bool, warmup: bool, all_reduce: bool) -> None:
+    """Refuse options that would do nothing."""
     for name, on in (("warmup", warmup), ("all_reduce", all_reduce)):
         if on and not estimate:
             raise ValueError(

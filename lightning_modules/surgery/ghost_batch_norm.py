@@ -7,7 +7,7 @@ are listed in docs/ghost_batch_norm.md.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
@@ -81,14 +81,12 @@ class GhostBatchNorm(Surgery):
     def __init__(
         self,
         *,
-        ghost_size: int = 32,
+        ghost_size: Annotated[int, "x >= 1"] = 32,
         momentum_mode: Literal["scaled", "sequential"] = "scaled",
         include: list[str] | None = None,
         exclude: list[str] | None = None,
     ) -> None:
         super().__init__(include=include, exclude=exclude)
-        if ghost_size < 1:
-            raise ValueError(f"ghost_size must be at least 1 sample, got {ghost_size}")
         if momentum_mode not in ("scaled", "sequential"):
             raise ValueError(f"momentum_mode must be 'scaled' or 'sequential', got {momentum_mode!r}")
         self.ghost_size, self.momentum_mode = ghost_size, momentum_mode

@@ -6,8 +6,7 @@ Official code: Felix-Petersen/tract. Departures, with their reasons, are listed 
 
 from __future__ import annotations
 
-import math
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from timm.layers import Conv2dSame
 from timm.layers.padding import pad_same
@@ -87,10 +86,8 @@ class TrAct(Surgery):
 
     phase = "operation"
 
-    def __init__(self, *, lam: float = 0.1, gram: Literal["local", "global"] = "local") -> None:
+    def __init__(self, *, lam: Annotated[float, "x > 0"] = 0.1, gram: Literal["local", "global"] = "local") -> None:
         super().__init__()
-        if not 0 < lam < math.inf:
-            raise ValueError(f"lam must be positive and finite, got {lam}; the paper uses 0.05 to 0.2")
         if gram not in ("local", "global"):
             raise ValueError(unknown_name("gram", gram, ("local", "global")))
         self.lam, self.gram = lam, gram

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +51,11 @@ class WeightCompander(Surgery):
         self,
         *,
         kind: Literal["arctan", "tanh"] = "arctan",
-        slope: float = 1.0,
-        bound: float = 4.0,
+        slope: Annotated[float, "x > 0"] = 1.0,
+        bound: Annotated[float, "x > 0"] = 4.0,
         bound_of: Literal["std", "max"] = "std",
         learnable: bool = False,
-        penalty: float = 0.0,
+        penalty: Annotated[float, "x >= 0"] = 0.0,
         init: Literal["inverse", "direct"] = "inverse",
         include: list[str] | None = None,
         exclude: list[str] | None = None,
@@ -68,12 +68,8 @@ class WeightCompander(Surgery):
         ):
             if value not in allowed:
                 raise ValueError(f"{key} must be {' or '.join(map(repr, allowed))}, got {value!r}")
-        if not slope > 0:
-            raise ValueError(f"slope must be positive, got {slope}")
-        if not bound > (least := 1.0 if bound_of == "max" else 0.0):
-            raise ValueError(f"bound must be above {least:g} with bound_of={bound_of!r}, got {bound}")
-        if penalty < 0:
-            raise ValueError(f"penalty must not be negative, got {penalty}")
+        if bound_of == "max" and bound <= 1:
+            raise ValueError(f"bound must be above 1 with bound_of='max', got {bound}")
         if penalty and not learnable:
             raise ValueError(
                 f"penalty={penalty} holds learned scales near their start; set learnable=true or penalty=0"

@@ -8,7 +8,7 @@ docs/weight_standardization_bcn.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -87,8 +87,8 @@ class WeightStandardization(Surgery):
         self,
         *,
         select: Literal["normed", "all"] = "normed",
-        eps: float = 1e-6,
-        ddof: int = 0,
+        eps: Annotated[float, "x > 0"] = 1e-6,
+        ddof: Annotated[int, "0 <= x <= 1"] = 0,
         eps_mode: Literal["inside", "added"] = "inside",
         depthwise: bool = False,
         with_tract: bool = False,
@@ -98,10 +98,6 @@ class WeightStandardization(Surgery):
         super().__init__(include=include, exclude=exclude)
         if select not in ("normed", "all"):
             raise ValueError(f"select must be 'normed' or 'all', got {select!r}")
-        if not eps > 0:
-            raise ValueError(f"eps must be positive, got {eps}: it keeps constant filters finite")
-        if ddof not in (0, 1):
-            raise ValueError(f"ddof must be 0 or 1, got {ddof}")
         if eps_mode not in ("inside", "added"):
             raise ValueError(f"eps_mode must be 'inside' or 'added', got {eps_mode!r}")
         self.select, self.depthwise, self.with_tract = select, depthwise, with_tract
