@@ -51,7 +51,20 @@ class BatchAugment(RangeChecked):
         self._streams = _GEOMETRY + (_FURTHER if self._jitters or cutout_size else ())
 
     def prepare(self, images: Tensor) -> Tensor:
-        """The set with its borders, made once: ``[N, 3, H, W]`` uint8 -> ``[N, 3, H + 2P, W + 2P]``."""
+        """The set with its borders, made once: ``[N, 3, H, W]`` uint8 -> ``[N, 3, H + 2P, W + 2P]``.
+
+        Raises:
+            ValueError: borders or a square after which nothing of an image may be left.
+        """
+        side = min(images.shape[-2:])
+        for name, size, limit in (
+            ("crop_padding", self.crop_padding, side),
+            ("cutout_size", self.cutout_size, 2 * side),
+        ):
+            if size >= limit:
+                raise ValueError(
+                    f"augment.{name}={size} can leave nothing of an image of {side} px; allowed: below {limit}"
+                )
         return kernel.pad(images, self.crop_padding, self.padding_mode)
 
     def __call__(

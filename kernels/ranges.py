@@ -77,8 +77,9 @@ class Range:
         """Whether a value is a number of this kind inside the range; NaN is none, and true and false are none."""
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
-        above = value > self.low if self.low_open else value >= self.low  # type: ignore[operator]
-        return bool(above and (value < self.high if self.high_open else value <= self.high))
+        number: Any = value if isinstance(value, Integral) else float(value)
+        above = number > self.low if self.low_open else number >= self.low
+        return bool(above and (number < self.high if self.high_open else number <= self.high))
 
     def said_of(self, name: str) -> str:
         """The range in words about a key: ``0 <= momentum < 1``, ``lag >= 1 (int)``."""
@@ -131,7 +132,7 @@ def _stated(function: Callable[..., Any]) -> dict[str, tuple[Range, ...]]:
         if "Annotated" in str(annotation):
             alone = SimpleNamespace(__annotations__={name: annotation})
             names = function.__globals__  # type: ignore[attr-defined]
-            found[name] = tuple(_ranges(get_type_hints(alone, names, include_extras=True)[name]))
+            found[name] = tuple(dict.fromkeys(_ranges(get_type_hints(alone, names, include_extras=True)[name])))
     return {name: ranges for name, ranges in found.items() if ranges}
 
 

@@ -55,7 +55,7 @@ def compose_config(
     config = cast(dict[str, Any], config)
     if overrides.recipe is not None:
         config["recipe"] = overrides.recipe
-    problems = overrides.problems + _remove(config, overrides) + _absent_parts(config, overrides) + _seed(config)
+    problems = overrides.problems + _remove(config, overrides) + _absent_parts(config, overrides)
     unread = tuple(f"{name} must be given" for name in overrides.unread)
     problems += part_name_problems(config)
     problems += [line for line in problems_of(config, target) if not line.startswith(unread)]
@@ -101,12 +101,6 @@ def _remove(config: dict[str, Any], overrides: Overrides) -> list[str]:
         else:
             del node[last]
     return problems
-
-
-def _seed(config: dict[str, Any]) -> list[str]:
-    seed = config.get("seed", 0)
-    wrong = isinstance(seed, int) and not 0 <= seed < 2**32
-    return [f"seed={seed} must lie in 0..{2**32 - 1}"] if wrong else []
 
 
 def _absent_parts(config: dict[Any, Any], overrides: Overrides) -> list[str]:

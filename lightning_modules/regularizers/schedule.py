@@ -20,10 +20,10 @@ class EpochWindow:
         """Fix the window of a run of ``max_epochs``; ``earliest`` is the first epoch the part could act in at all.
 
         Raises:
-            ValueError: a window without an epoch in it, or a float outside (0, 1).
+            ValueError: a window without an epoch in it.
         """
-        start = resolve_epoch(self.start, max_epochs, "start_epoch")
-        end = max_epochs if self.end is None else resolve_epoch(self.end, max_epochs, "end_epoch")
+        start = resolve_epoch(self.start, max_epochs)
+        end = max_epochs if self.end is None else resolve_epoch(self.end, max_epochs)
         self.first, self.last = max(start + 1, earliest), min(end, max_epochs) - 1
         if self.first > self.last:
             raise ValueError(
@@ -37,10 +37,6 @@ class EpochWindow:
         return self.first <= epoch <= self.last
 
 
-def resolve_epoch(value: int | float, max_epochs: int, key: str) -> int:
+def resolve_epoch(value: int | float, max_epochs: int) -> int:
     """An epoch given as a number, or as a share of the run."""
-    if isinstance(value, int):
-        return value
-    if not 0.0 < value < 1.0:
-        raise ValueError(f"{key}={value} is neither an epoch (an integer) nor a share of the run (between 0.0 and 1.0)")
-    return int(value * max_epochs)
+    return value if isinstance(value, int) else int(value * max_epochs)

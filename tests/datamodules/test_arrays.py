@@ -254,10 +254,10 @@ def test_bad_images(images: Tensor, error: type[Exception], message: str) -> Non
 @pytest.mark.parametrize(
     "keys, message",
     [
-        ({"batch_size": 0}, "data.batch_size must be at least 1, got 0"),
-        ({"eval_batch_size": 0}, "data.eval_batch_size must be at least 1"),
-        ({"num_workers": -1}, "data.num_workers must be at least 0"),
-        ({"val_fraction": 1.2}, "data.val_fraction must be in"),
+        ({"batch_size": 0}, r"batch_size=0 is out of range; allowed: batch_size >= 1 \(int\)"),
+        ({"eval_batch_size": 0}, r"eval_batch_size=0 is out of range; allowed: eval_batch_size >= 1 \(int\)"),
+        ({"num_workers": -1}, r"num_workers=-1 is out of range; allowed: 0 <= num_workers <= 1024 \(int\)"),
+        ({"val_fraction": 1.2}, "val_fraction=1.2 is out of range; allowed: 0 <= val_fraction < 1"),
         ({"batch_size": 100}, "no batch to train on: 48 training samples, batch_size=100"),
         ({"limit_train": 49}, "data.limit_train=49, but it must be between 1 and the 48"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -126,11 +128,11 @@ def test_nothing_switched_on_changes_nothing() -> None:
     "keys, message",
     [
         ({"padding_mode": "wrap"}, "choose constant or reflect"),
-        ({"crop_padding": -1}, "pixels >= 0, got -1"),
-        ({"cutout_size": -2}, "pixels >= 0"),
-        ({"flip_prob": 1.5}, r"augment.flip_prob must be in \[0, 1\], got 1.5"),
-        ({"brightness": -0.1}, r"augment.brightness must be in \[0, 1\]"),
-        ({"contrast": 2.0}, r"augment.contrast must be in \[0, 1\]"),
+        ({"crop_padding": -1}, r"crop_padding=-1 is out of range; allowed: crop_padding >= 0 \(int\)"),
+        ({"cutout_size": -2}, r"cutout_size=-2 is out of range; allowed: cutout_size >= 0 \(int\)"),
+        ({"flip_prob": 1.5}, "flip_prob=1.5 is out of range; allowed: 0 <= flip_prob <= 1"),
+        ({"brightness": -0.1}, "brightness=-0.1 is out of range; allowed: 0 <= brightness <= 1"),
+        ({"contrast": 2.0}, "contrast=2.0 is out of range; allowed: 0 <= contrast <= 1"),
     ],
 )
 def test_bad_settings(keys: dict[str, float], message: str) -> None:
@@ -140,4 +142,21 @@ def test_bad_settings(keys: dict[str, float], message: str) -> None:
 
 def test_too_much_reflection() -> None:
     with pytest.raises(ValueError, match="reflect padding of 6 needs images larger"):
-        BatchAugment(crop_padding=6, padding_mode="reflect").prepare(picture(1))
+        kernel.pad(picture(1), 6, "reflect")
+
+
+@pytest.mark.parametrize("keys", [{"crop_padding": 5}, {"crop_padding": 5, "padding_mode": "reflect"}])
+def test_borders_leave_something_of_the_image(keys: dict[str, Any]) -> None:
+    BatchAugment(**keys).prepare(picture(1))
+    with pytest.raises(
+        ValueError, match="augment.crop_padding=6 can leave nothing of an image of 6 px; allowed: below 6"
+    ):
+        BatchAugment(**{**keys, "crop_padding": 6}).prepare(picture(1))
+
+
+def test_a_cutout_leaves_something_of_the_image() -> None:
+    BatchAugment(crop_padding=0, cutout_size=11).prepare(picture(1))
+    with pytest.raises(
+        ValueError, match="augment.cutout_size=12 can leave nothing of an image of 6 px; allowed: below 12"
+    ):
+        BatchAugment(crop_padding=0, cutout_size=12).prepare(picture(1))

@@ -190,7 +190,9 @@ def test_errors(tiny: type[ArrayData], monkeypatch: pytest.MonkeyPatch) -> None:
         make(batch_size=36)
     with pytest.raises(ValueError, match="no batch to train on: 3 training samples, batch_size=4"):
         make((1, 2), 4, 2)
-    with pytest.raises(ValueError, match="data.samples_per_class must be at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match=r"samples_per_class=0 is out of range; allowed: samples_per_class >= 1 \(int\)"
+    ):
         tiny(0, samples_per_class=0)
     with pytest.raises(ValueError, match="epoch >= 0 and batches_done >= 0, got -1 and 0"):
         make()[0].set_position(-1)

@@ -202,9 +202,9 @@ def test_embedded_set() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"val_fraction": 1.0}, r"val_fraction must be in \[0, 1\), got 1.0"),
+        ({"val_fraction": 1.0}, "val_fraction=1.0 is out of range; allowed: 0 <= val_fraction < 1"),
         ({"val_fraction": 0.99}, "val_fraction=0.99 holds out 10 of 10 training classes, which leaves none"),
-        ({"val_fraction": -0.1}, r"val_fraction must be in \[0, 1\), got -0.1"),
+        ({"val_fraction": -0.1}, "val_fraction=-0.1 is out of range; allowed: 0 <= val_fraction < 1"),
         ({"select_on": "test"}, "data.select_on is 'test'; choose val or test_best"),
         ({"val_fraction": 0.5, "samples_per_class": 1}, "needs 8 classes, and the training samples have 5"),
     ],

@@ -172,7 +172,7 @@ def test_absent_files(make: Callable[[Path], None], name: str, message: str, tmp
 
 def test_wrong_settings(tmp_path: Path, ready: Ready) -> None:
     picture(tmp_path / "a" / "0.png", 1)
-    with pytest.raises(ValueError, match=r"data.test_classes must be in \(0, 1\), a share of the classes, got 1.0"):
+    with pytest.raises(ValueError, match="test_classes=1.0 is out of range; allowed: 0 < test_classes < 1"):
         ready(FolderDisjoint, tmp_path, test_classes=1.0)
     with pytest.raises(ValueError, match="data.test_classes=0.01 of the 1 classes in .* are 0; both parts"):
         ready(FolderDisjoint, tmp_path, test_classes=0.01)

@@ -87,7 +87,9 @@ def test_the_other_processes_end_at_once_and_can_be_started_again(persistent: bo
 
 
 def test_timeout_is_a_key(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="data.worker_timeout_s must be at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match=r"worker_timeout_s=0 is out of range; allowed: 1 <= worker_timeout_s <= 31536000 \(int\)"
+    ):
         Folder(0, root=str(tmp_path), worker_timeout_s=0)
     order = StoredOrder(torch.arange(2), 2)
     assert make_loader(Faulty(""), order, 1).timeout == 600 and make_loader(Faulty(""), order, 0).timeout == 0

@@ -88,7 +88,7 @@ def test_channels(root: Path, channels: int, padding: int) -> None:
     ("keys", "message"),
     [
         ({"channels": 2}, "data.channels=2; choose 3, or 1 with backbone.in_channels=1"),
-        ({"image_size": 0}, "data.image_size=0 must be at least 1"),
+        ({"image_size": 0}, "image_size=0 is out of range; allowed: 1 <= image_size <= 16384"),
         ({"verify": True}, "holds 20 drawings of 5 characters, expected 20 of each of 964; complete it"),
     ],
 )

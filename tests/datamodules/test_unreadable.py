@@ -143,8 +143,8 @@ def test_substitute_is_a_function_of_seed_epoch_and_position() -> None:
     ("keys", "message"),
     [
         ({"on_unreadable": "skip"}, "data.on_unreadable is 'skip'; choose raise or substitute"),
-        ({"max_substituted": 0.0}, r"data.max_substituted is a share in \(0, 1\], got 0.0"),
-        ({"max_substituted": 3}, r"data.max_substituted is a share in \(0, 1\], got 3"),
+        ({"max_substituted": 0.0}, "max_substituted=0.0 is out of range; allowed: 0 < max_substituted <= 1"),
+        ({"max_substituted": 3}, "max_substituted=3 is out of range; allowed: 0 < max_substituted <= 1"),
     ],
 )
 def test_bad_settings(root: Path, keys: dict[str, Any], message: str) -> None:

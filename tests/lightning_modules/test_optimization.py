@@ -267,10 +267,17 @@ def test_milestones_may_come_in_any_order_or_not_at_all():
     ("keys", "named"),
     [
         ({"warmup_fraction": 1.5}, r"warmup_fraction=1.5"),
-        ({"milestones": [0.5, 30], "name": "step"}, r"milestones\[1\]=30"),
-        ({"decay_fraction": -0.1, "warmup_fraction": 2, "name": "wsd"}, r"warmup_fraction=2, decay_fraction=-0.1"),
+        ({"milestones": [0.5, 30], "name": "step"}, r"milestones=\[0.5, 30\]"),
+        ({"decay_fraction": -0.1, "name": "wsd"}, r"decay_fraction=-0.1"),
     ],
 )
 def test_shares_outside_the_run(keys, named):
-    with pytest.raises(ValueError, match=rf"shares of the run lie in \[0, 1\], got {named}$"):
+    with pytest.raises(ValueError, match=rf"{named} is out of range; allowed: 0 <= .* <= 1$"):
         rates(10, **keys)
+
+
+@pytest.mark.parametrize("name", ["cosine", "wsd"])
+def test_the_rate_ends_below_where_it_starts(name):
+    assert rates(10, name=name, min_lr=LR) == pytest.approx([LR] * 10)
+    with pytest.raises(ValueError, match=f"schedule.min_lr={2 * LR} is above optimizer.lr={LR}, where the rate starts"):
+        rates(10, name=name, min_lr=2 * LR)

@@ -125,8 +125,8 @@ def test_errors_of_a_run_that_explain_themselves_end_with_code_1(monkeypatch, ca
     ("word", "message"),
     [
         ("trainer.devices=0", "trainer.accelerator=cpu with trainer.devices=0 cannot be had here"),
-        ("trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch must be at least 1, got 0"),
-        ("trainer.num_nodes=0", "trainer.num_nodes must be at least 1, got 0"),
+        ("trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch=0 is out of range; allowed: "),
+        ("trainer.num_nodes=0", "trainer.num_nodes=0 is out of range; allowed: num_nodes >= 1"),
         ("trainer.accelerator=mps", "trainer.accelerator=mps: Apple's MPS has no float64"),
         ("trainer.precision=16-mixed", "trainer.precision='16-mixed' has the wrong type; allowed: Literal['32-true'"),
         ("schedule.milestones=[0.5]", "schedule.milestones=[0.5] has no effect on cosine; it belongs to schedule=step"),

@@ -181,7 +181,8 @@ def test_a_place_that_cannot_be_written(tmp_path):
     [
         ("optimizer.name=adamww", "optimizer.name=adamww is not known; did you mean adamw"),
         ("optimizer.kwargs.bettas=1", "bettas"),
-        ("schedule.warmup_fraction=5.0", r"shares of the run lie in \[0, 1\], got warmup_fraction=5.0"),
+        ("schedule.warmup_fraction=5.0", "warmup_fraction=5.0 is out of range; allowed: 0 <= warmup_fraction <= 1"),
+        ("schedule.min_lr=9.0", "schedule.min_lr=9.0 is above optimizer.lr"),
         ("seed=-1", "-1"),
         ("trainer.precision=16-mixed", "trainer.precision='16-mixed' has the wrong type; allowed: Literal"),
         ("data.limit_train=5000", "data.limit_train=5000, but it must be between 1 and"),

@@ -144,5 +144,5 @@ def test_a_step_between_refreshes_is_cheap_and_reads_no_loss() -> None:
 
 
 def test_bad_refresh_is_refused() -> None:
-    with pytest.raises(ValueError, match="refresh_seconds must be a finite time of at least 0, got -1"):
+    with pytest.raises(ValueError, match="refresh_seconds=-1 is out of range; allowed: refresh_seconds >= 0"):
         Progress(refresh_seconds=-1)

@@ -71,7 +71,7 @@ def test_no_separator_of_a_spreadsheet_cuts_a_name(make_network, make_batch, tmp
 
 
 def test_needs_paths_and_a_place(make_network, make_batch):
-    with pytest.raises(ValueError, match="top must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="top=0 is out of range; allowed: top >= 1"):
         Predict(top=0)
     with pytest.raises(ValueError, match="predictions need the images' paths and an output folder"):
         Predict()(make_network(), EvaluationData([make_batch([0])], ("a", "b", "c")))

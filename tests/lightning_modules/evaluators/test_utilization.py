@@ -60,7 +60,7 @@ def test_more_mixes_come_nearer_and_one_class_adds_nothing(network):
 
 
 def test_what_is_refused(network):
-    with pytest.raises(ValueError, match="mixed_per_image=0 must be at least 1"):
+    with pytest.raises(ValueError, match=r"mixed_per_image=0 is out of range; allowed: mixed_per_image >= 1 \(int\)"):
         Utilization(mixed_per_image=0)
     with pytest.raises(ValueError, match="this data has none"):
         Utilization()(network, data(train=False)[0])

@@ -75,5 +75,5 @@ def test_zero_features_are_finite() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="head.scale=0 must be above 0"):
+    with pytest.raises(ValueError, match="scale=0 is out of range; allowed: scale > 0"):
         Cosine(4, 3, scale=0)

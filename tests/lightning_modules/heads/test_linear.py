@@ -53,7 +53,7 @@ def test_deepcopy_and_state_round_trip() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match=r"dropout_prob=1.0 must lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match="dropout_prob=1.0 is out of range; allowed: 0 <= dropout_prob < 1"):
         Linear(4, 3, dropout_prob=1.0)
     with pytest.raises(ValueError, match=r"Linear\(in_features=4, num_classes=0\): both must be at least 1"):
         Linear(4, 0)

@@ -25,6 +25,7 @@ from lightning_modules.losses.multi_similarity import MultiSimilarity
 from lightning_modules.losses.pairs import PairLoss
 from lightning_modules.losses.sup_con import SupCon
 from lightning_modules.losses.triplet import Triplet
+from lightning_modules.losses.unpg import UNPG
 
 
 def of_form(form):
@@ -106,15 +107,22 @@ def test_the_memory_starts_when_it_is_told_to():
     assert len(loss.candidates(z, y, step_at(2)).labels) == 20
 
 
-@pytest.mark.parametrize("keys", [{"memory": -1}, {"memory_start": -1, "memory": 2}, {"memory_start": 3}])
-def test_values_of_the_memory(keys):
-    with pytest.raises(ValueError, match=r"loss.memory=.* a start needs a memory"):
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"memory": -1}, "memory=-1 is out of range; allowed: memory >= 0"),
+        ({"memory_start": -1, "memory": 2}, "memory_start=-1 is out of range; allowed: memory_start >= 0"),
+        ({"memory_start": 3}, "loss.memory_start=3 is when a memory starts, and there is none; set loss.memory"),
+    ],
+)
+def test_values_of_the_memory(keys, message):
+    with pytest.raises(ValueError, match=message):
         MultiSimilarity(**keys)
 
 
 def test_the_kernel_refuses_values_before_the_first_step():
-    with pytest.raises(ValueError, match="loss: epsilon must be finite, got inf"):
-        setup(MultiSimilarity(epsilon=float("inf")))
+    with pytest.raises(ValueError, match="loss: margin of arc_face must be radians from 0 to below pi, got 3.5"):
+        setup(UNPG(margin_kind="arc_face", margin=3.5))
 
 
 FORMS = {

@@ -70,11 +70,11 @@ def test_class_vectors_learn_at_their_own_rate(make_network):
 @pytest.mark.parametrize(
     ("kind", "keys", "message"),
     [
-        (NormSoftmax, {"temperature": 0.0}, "loss.temperature=0.0 must be positive"),
-        (CosFace, {"scale": -1.0}, "loss.scale=-1.0 must be positive"),
-        (ProxyAnchor, {"lr_scale": 0.0}, "loss.lr_scale=0.0 must be positive"),
-        (ProxyNCAPP, {"temperature": -1.0}, "loss.temperature=-1.0 must be positive"),
-        (UNPG, {"wisk": -0.5}, "loss.wisk=-0.5 must not be negative"),
+        (NormSoftmax, {"temperature": 0.0}, "temperature=0.0 is out of range; allowed: temperature > 0"),
+        (CosFace, {"scale": -1.0}, "scale=-1.0 is out of range; allowed: scale > 0"),
+        (ProxyAnchor, {"lr_scale": 0.0}, "lr_scale=0.0 is out of range; allowed: lr_scale > 0"),
+        (ProxyNCAPP, {"temperature": -1.0}, "temperature=-1.0 is out of range; allowed: temperature > 0"),
+        (UNPG, {"wisk": -0.5}, "wisk=-0.5 is out of range; allowed: wisk >= 0"),
     ],
 )
 def test_values(kind, keys, message):

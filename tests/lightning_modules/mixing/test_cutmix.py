@@ -116,7 +116,7 @@ def test_an_empty_box_means_an_unmixed_label(mixed, monkeypatch):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="alpha must be positive, got -1"):
+    with pytest.raises(ValueError, match="alpha=-1 is out of range; allowed: alpha > 0"):
         CutMix(alpha=-1)
-    with pytest.raises(ValueError, match=r"prob must lie in \[0, 1\], got 2"):
+    with pytest.raises(ValueError, match="prob=2 is out of range; allowed: 0 <= prob <= 1"):
         CutMix(prob=2)

@@ -136,9 +136,9 @@ def test_the_batch_is_left_alone(bench, make_batch, make_step, make_network):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"alpha": 0.0}, "mixing.alpha=0.0 must be positive"),
-        ({"weight": -1.0}, "mixing.weight=-1.0 not negative"),
-        ({"top_k": 0}, "mixing.top_k=0 must be at least 1"),
+        ({"alpha": 0.0}, "alpha=0.0 is out of range; allowed: alpha > 0"),
+        ({"weight": -1.0}, "weight=-1.0 is out of range; allowed: weight >= 0"),
+        ({"top_k": 0}, r"top_k=0 is out of range; allowed: top_k >= 1 \(int\)"),
         ({"mode": "input"}, "mixing.mode=input needs mixing.top_k"),
         ({"mode": "feature", "top_k": 1, "renormalize": False}, "no effect on mixing.mode=feature"),
     ],

@@ -107,5 +107,5 @@ def test_weight_zero_is_bit_identical(make_network, make_batch, make_step, make_
 def test_refusals(make_network, make_context):
     with pytest.raises(ValueError, match="MESA can never act in 5 epochs"):
         MESA(start_epoch=4).setup(make_context(make_network()))
-    with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\], got 2.0"):
+    with pytest.raises(ValueError, match="decay=2.0 is out of range; allowed: 0 <= decay <= 1"):
         MESA(decay=2.0)

@@ -241,8 +241,8 @@ def test_what_is_left_and_what_is_refused():
 @pytest.mark.parametrize(
     ("keys", "match"),
     [
-        ({"groups": 0}, "groups must be at least 1, got 0"),
-        ({"update_rate": 1.5}, r"update_rate must lie in \[0, 1\], got 1.5"),
+        ({"groups": 0}, r"groups=0 is out of range; allowed: groups >= 1 \(int\)"),
+        ({"update_rate": 1.5}, "update_rate=1.5 is out of range; allowed: 0 <= update_rate <= 1"),
         ({"warmup": True}, "warmup=true is about estimated statistics"),
         ({"all_reduce": True}, "all_reduce=true is about estimated statistics"),
     ],

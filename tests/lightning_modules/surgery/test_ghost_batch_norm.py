@@ -146,7 +146,7 @@ def test_refusals(backbone):
         operate(Backbone(lambda channels: nn.BatchNorm2d(channels, momentum=None)))
     with pytest.raises(ValueError, match="ghost_bn cannot be combined with sync_bn: each of the two replaces"):
         check_together({"ghost_bn": GhostBatchNorm(), "sync_bn": SyncBatchNorm()})
-    with pytest.raises(ValueError, match="ghost_size must be at least 1 sample, got 0"):
+    with pytest.raises(ValueError, match=r"ghost_size=0 is out of range; allowed: ghost_size >= 1 \(int\)"):
         GhostBatchNorm(ghost_size=0)
     with pytest.raises(ValueError, match="momentum_mode must be 'scaled' or 'sequential', got 'mean'"):
         GhostBatchNorm(momentum_mode="mean")

@@ -267,7 +267,7 @@ def test_refused_first_layers():
 
 def test_refused_settings_and_a_second_application():
     for lam in (0.0, -0.1, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match=f"lam must be positive and finite, got {lam}"):
+        with pytest.raises(ValueError, match=f"lam={lam} is out of range; allowed: lam > 0"):
             TrAct(lam=lam)
     with pytest.raises(ValueError, match="gram=lokal is not known; did you mean local"):
         TrAct(gram="lokal")

@@ -316,10 +316,10 @@ def test_refusals(backbone):
         ({"kind": "sigmoid"}, "kind must be 'arctan' or 'tanh', got 'sigmoid'"),
         ({"bound_of": "mean"}, "bound_of must be 'std' or 'max', got 'mean'"),
         ({"init": "zero"}, "init must be 'inverse' or 'direct', got 'zero'"),
-        ({"slope": 0.0}, r"slope must be positive, got 0\.0"),
-        ({"bound": 0.0}, r"bound must be above 0 with bound_of='std', got 0\.0"),
+        ({"slope": 0.0}, "slope=0.0 is out of range; allowed: slope > 0"),
+        ({"bound": 0.0}, "bound=0.0 is out of range; allowed: bound > 0"),
         ({"bound": 1.0, "bound_of": "max"}, r"bound must be above 1 with bound_of='max', got 1\.0"),
-        ({"penalty": -1.0, "learnable": True}, "penalty must not be negative"),
+        ({"penalty": -1.0, "learnable": True}, "penalty=-1.0 is out of range; allowed: penalty >= 0"),
         ({"penalty": 1e-3}, r"penalty=0\.001 holds learned scales near their start; set learnable=true"),
     ],
 )

@@ -110,8 +110,8 @@ def test_options_of_the_selection():
     ("keys", "match"),
     [
         ({"select": "some"}, "'normed' or 'all', got 'some'"),
-        ({"eps": 0.0}, "eps must be positive, got 0.0"),
-        ({"ddof": 2}, "ddof must be 0 or 1, got 2"),
+        ({"eps": 0.0}, "eps=0.0 is out of range; allowed: eps > 0"),
+        ({"ddof": 2}, r"ddof=2 is out of range; allowed: 0 <= ddof <= 1 \(int\)"),
         ({"eps_mode": "out"}, "'inside' or 'added', got 'out'"),
     ],
 )
