@@ -30,19 +30,15 @@ ANYWHERE = ("datamodules.", "lightning_modules.", PLACES["trainer"])
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key: its annotation, as source, and whether it has a default."""
+    """One key, as source: its annotation with ranges as it is stated, its type alone, and whether it has a default."""
 
+    stated: ast.expr
     annotation: ast.expr
     required: bool
 
     @property
-    def plain(self) -> ast.expr:
-        """The annotation without its ranges."""
-        return without_ranges(self.annotation)
-
-    @property
     def type_name(self) -> str:
-        return ast.unparse(self.plain)
+        return ast.unparse(self.annotation)
 
 
 class UnknownTarget(LookupError):
@@ -215,5 +211,5 @@ def _keys(function: ast.FunctionDef, target: str) -> dict[str, Key]:
                     range_of(node)
         except ValueError as error:
             raise UnknownTarget(f"{target!r}: the annotation of {argument.arg}: {error}") from error
-        found[argument.arg] = Key(annotation, required=default is None)
+        found[argument.arg] = Key(annotation, without_ranges(annotation), required=default is None)
     return found

@@ -53,7 +53,7 @@ def problems_of(node: dict[str, Any], target: str, path: str = "") -> list[str]:
                 problems.append(f"{where} must be given: {where}=VALUE ({key.type_name})")
         elif node[name] == MISSING:
             problems.append(f"{where} must be given: {where}=VALUE ({key.type_name})")
-        elif not matches(key.annotation, node[name]):
+        elif not matches(key.stated, node[name]):
             problems.append(f"{where}={node[name]!r} {_why_not(key, name, node[name])}")
         else:  # what has the right type holds parts only where its annotation allows them
             place = place_inside(target) if path else place_of(name)
@@ -63,8 +63,8 @@ def problems_of(node: dict[str, Any], target: str, path: str = "") -> list[str]:
 
 def _why_not(key: Key, name: str, value: Any) -> str:
     """What is wrong with a value of the right type, and with any other."""
-    if matches(key.plain, value):
-        return f"is out of range; allowed: {allowed(key.annotation, name)}"
+    if matches(key.annotation, value):
+        return f"is out of range; allowed: {allowed(key.stated, name)}"
     return f"has the wrong type; allowed: {key.type_name}"
 
 

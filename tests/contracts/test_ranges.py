@@ -52,8 +52,7 @@ def ranges_of(annotation):
 
 
 NUMERIC = {
-    target: {name: key.annotation for name, key in signature(target).items() if ranges_of(key.annotation)}
-    for target in TARGETS
+    target: {name: key.stated for name, key in signature(target).items() if ranges_of(key.stated)} for target in TARGETS
 }
 
 
@@ -108,7 +107,7 @@ def test_the_scan_sees_every_group_and_many_keys():
 @pytest.mark.parametrize("target", EVERYTHING)
 def test_every_number_states_a_range(target):
     for name, key in signature(target).items():
-        nodes = list(ast.walk(key.annotation))
+        nodes = list(ast.walk(key.stated))
         ranged = {node.slice.elts[0] for node in nodes if isinstance(node, ast.expr) and range_of(node)}
         bare = {node.id for node in nodes if isinstance(node, ast.Name) and node not in ranged}
         assert not {"int", "float"} & bare, f"{name}: {key.type_name} states no range"
@@ -118,7 +117,7 @@ def test_a_number_in_a_yaml_is_one_with_a_range():
     for part in SHIPPED:
         for name, value in part.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
-                annotation = signature(part["_target_"])[name].annotation
+                annotation = signature(part["_target_"])[name].stated
                 assert ranges_of(annotation) or "Literal" in ast.unparse(annotation), (part["_target_"], name)
                 assert not problem(part["_target_"], name, value)
 
