@@ -89,7 +89,7 @@ def read_status(directory: Path) -> dict[str, Any]:
     """What ``write_status`` wrote last; empty where that cannot be read."""
     try:
         content = json.loads((directory / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -81,7 +81,7 @@ def _owner(file: IO[str]) -> dict[str, object]:
     file.seek(0)
     try:
         content = json.loads(file.read(10_000))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from lightning_modules.names import unknown_name
 from recipes.allow import is_allowed
 from recipes.catalogue import CONFIGS, LIST_GROUPS, is_backbone, options
+from recipes.plain import MAX_DEPTH, TOO_DEEP, brackets_open
 from recipes.recipe_file import read_recipe
 from recipes.signature import TARGET, outside_hint
 
@@ -76,6 +77,9 @@ class Overrides:
         return _choice(self.recipe, group, self._defaults.get(group))
 
     def _parse(self, word: str) -> Override | None:
+        if brackets_open(word) > MAX_DEPTH:  # the parser of Hydra would run out of stack
+            self.problems.append(f"{word[:80]!r}...: {TOO_DEEP}")
+            return None
         try:
             override = OverridesParser.create().parse_override(word)
         except HydraException:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Hashable, Iterator
+from itertools import accumulate
 from typing import Any
 
 import yaml
 
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 40
+TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 MAX_TEXT = 10_000  # of one value
 OWN_INTERPOLATION = re.compile(r"\$\{\.*[A-Za-z_][\w.]*\}")
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -48,7 +50,21 @@ def read_yaml(text: Any) -> Any:
         finally:
             loader.dispose()
     except (yaml.YAMLError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(re.sub(r"\s+", " ", str(error)).strip()) from error
+        # A parser looks some brackets ahead, and may give up there on a limit of its own.
+        reason = TOO_DEEP if brackets_open(text) > MAX_DEPTH else re.sub(r"\s+", " ", str(error)).strip()
+        raise ValueError(reason) from error
+
+
+def brackets_open(text: str) -> int:
+    """The most brackets that are open at once: how deep lists and dicts nest, found without any parser.
+
+    Brackets within quotes are counted as well, so it says too much of a text full of them.
+
+    Example:
+        >>> brackets_open("[a, {b: [c]}]")
+        3
+    """
+    return max(accumulate((letter in "[{") - (letter in "]}") for letter in text), default=0)
 
 
 def _check_events(text: str) -> None:
@@ -63,7 +79,7 @@ def _check_events(text: str) -> None:
             raise ValueError(f"a value has more than {MAX_TEXT:,} characters")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+            raise ValueError(TOO_DEEP)
 
 
 def value_problems(value: Any, path: str = "", interpolation: re.Pattern[str] | None = None) -> list[str]:

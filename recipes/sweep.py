@@ -22,6 +22,7 @@ from recipes.child import run_child
 from recipes.compose import compose_config
 from recipes.directory import read_status
 from recipes.overrides import SPELLINGS
+from recipes.plain import MAX_DEPTH, TOO_DEEP, brackets_open
 from recipes.resume import differences, read_config
 from recipes.signature import ROOT
 from recipes.validate import ConfigError
@@ -86,6 +87,8 @@ def _named(jobs: list[list[str]]) -> list[list[str]]:
 
 def expand(words: Sequence[str]) -> list[list[str]]:
     """The combinations, in Hydra's order: the last word varies fastest."""
+    if deep := [word for word in words if brackets_open(word) > MAX_DEPTH]:
+        raise ConfigError([f"{word[:80]!r}...: {TOO_DEEP}" for word in deep])
     try:
         parsed = OverridesParser.create().parse_overrides(list(words))
     except HydraException as error:

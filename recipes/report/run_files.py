@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from recipes.plain import read_yaml
 
 Column = list[float | None]
 
@@ -90,7 +90,7 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # nested thousands deep, a number of thousands of digits
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; it must hold an object of named results")
@@ -121,8 +121,8 @@ def _recipe_name(config: str, results: dict[str, Any]) -> str:
     if isinstance(results.get("recipe"), str):
         return str(results["recipe"])
     try:
-        tree = yaml.safe_load(config)
-    except yaml.YAMLError:
+        tree = read_yaml(config)
+    except ValueError:
         return ""  # only the title depends on it, and the page shows the text as it is
     recipe = tree.get("recipe") if isinstance(tree, dict) else None
     if isinstance(recipe, dict):

@@ -13,9 +13,12 @@ import recipes.recipe_file
 from recipes.checkpoint import save_checkpoint
 from recipes.cli import evaluate, export
 from recipes.compose import compose_config, to_yaml
-from recipes.plain import MAX_CHARACTERS, read_yaml, value_problems
+from recipes.directory import read_status
+from recipes.plain import MAX_CHARACTERS, brackets_open, read_yaml, value_problems
 from recipes.recipe_file import read_recipe
+from recipes.report.run_files import read_run
 from recipes.stored import stored_config, without_download
+from recipes.sweep import expand
 from recipes.validate import ConfigError
 
 pytestmark = pytest.mark.fault
@@ -151,6 +154,41 @@ def test_what_is_stored_is_accepted():
 )  # fmt: skip
 def test_a_checkpoint_of_another_form(changes, message):
     assert message in problems(stored_config, content_of(**changes))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 50, "x: " + "[" * 3000 + "]" * 3000, "{" * 3000, "{a: " * 3000, "[[{" * 900, "- " * 3000, "? " * 3000],
+    ids=lambda text: f"{text[:6]}_{len(text)}",
+)  # fmt: skip
+def test_our_limit_of_depth_comes_before_that_of_any_parser(text):
+    with pytest.raises(ValueError, match="^nested more than 40 levels deep$"):
+        read_yaml(text)
+
+
+def test_forty_levels_are_read_and_other_mistakes_keep_their_reason():
+    assert brackets_open("[" * 40 + "]" * 40) == 40 and brackets_open("[1], {}") == 1 and brackets_open("") == 0
+    read_yaml("[" * 40 + "]" * 40)
+    read_yaml("x: '" + "[" * 100 + "'")  # brackets of a text nest nothing
+    with pytest.raises(ValueError, match="while parsing a flow node"):
+        read_yaml("[" * 40)
+
+
+@pytest.mark.parametrize("depth", [41, 3000])
+def test_words_are_not_nested_without_bound(depth):
+    word = f"optimizer.kwargs.x={'[' * depth}{']' * depth}"
+    assert "nested more than 40 levels deep" in problems(compose_config, [word])
+    assert "nested more than 40 levels deep" in problems(expand, ["seed=0,1", word])
+
+
+def test_files_of_a_run_that_are_nested_thousands_deep(tmp_path):
+    for name in ("status.json", "config.yaml", "results.json"):
+        (tmp_path / name).write_text("[" * 100_000)
+    assert read_status(tmp_path) == {}
+    with pytest.raises(ValueError, match=r"results\.json is not valid JSON"):
+        read_run(tmp_path)
+    (tmp_path / "results.json").unlink()
+    assert read_run(tmp_path).recipe == tmp_path.parent.name
 
 
 @pytest.mark.parametrize("program", [evaluate, export])
