@@ -7,6 +7,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -19,6 +20,8 @@ from lightning_modules.precision import at_least_float32
 
 class ClassificationEvaluator(Evaluator):
     """Top-1 and top-5 accuracy, cross-entropy, confusion matrix, per-class accuracy.
+
+    Time and memory grow with the images and with their scores, not with the square of the number of classes.
 
     Args:
         num_mistakes: how many of the most confident mistakes are kept as pictures.
@@ -39,7 +42,7 @@ class ClassificationEvaluator(Evaluator):
         device, was_training = device_of(network), network.training
         network.eval()
         classes = len(data.classes)
-        confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
+        pairs: list[Tensor] = []  # label and prediction of each image, as one number
         sums = torch.zeros(2, dtype=torch.float64, device=device)
         mistakes: list[tuple[float, int, Mistake]] = []
         for batch in data.batches:
@@ -51,20 +54,20 @@ class ClassificationEvaluator(Evaluator):
                     "was trained for, or train a new head"
                 )
             predicted_B = logits_BC.argmax(1)
-            confusion += torch.bincount(batch.label * classes + predicted_B, minlength=classes * classes)
+            pairs.append(batch.label.long() * classes + predicted_B)
             top5 = logits_BC.topk(min(5, classes)).indices.eq(batch.label[:, None]).any(1).sum()
             sums += torch.stack([cross_entropy(logits_BC, batch.label, reduction="sum").double(), top5.double()])
             self._keep_mistakes(mistakes, batch, logits_BC, predicted_B, data.classes)
         network.train(was_training)
-        matrix = confusion.view(classes, classes).cpu().numpy()
-        total = int(matrix.sum())
+        total = sum(map(len, pairs))
         if total == 0:
             raise ValueError("there is no image to evaluate; check data.root and data.limit_test")
+        confusion = _counts(torch.cat(pairs), classes)
         loss, top5 = sums.tolist()
-        metrics = {"accuracy": float(matrix.trace()) / total, "top5_accuracy": top5 / total, "loss": loss / total}
+        metrics = {"accuracy": float(confusion.trace()) / total, "top5_accuracy": top5 / total, "loss": loss / total}
         return Evaluation(
             metrics={**metrics, "images": total},
-            confusion=matrix,
+            confusion=confusion,
             classes=list(data.classes),
             mistakes=[mistake for _, _, mistake in sorted(mistakes, key=lambda item: (-item[0], item[1]))],
         )
@@ -92,6 +95,12 @@ class ClassificationEvaluator(Evaluator):
             )
             push = heapq.heappush if len(kept) < self.num_mistakes else heapq.heapreplace
             push(kept, (value, -mistake.index, mistake))
+
+
+def _counts(pair_N: Tensor, classes: int) -> csr_array:
+    """How often each pair ``label * classes + prediction`` occurs, ``[C, C]``."""
+    pair_P, count_P = (found.cpu().numpy() for found in pair_N.unique(return_counts=True))
+    return csr_array((count_P, np.divmod(pair_P, classes)), shape=(classes, classes))
 
 
 def _picture(image_3HW: Tensor) -> np.ndarray:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array, issparse
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,8 @@ class Evaluation:
         metrics: scalars by name; accuracies and other shares are fractions in [0, 1].
         tables: further tables by title.
         figures: further line charts by title.
-        confusion: ``[C, C]`` counts, rows are true classes, columns predicted ones.
+        confusion: ``[C, C]`` counts, rows are true classes, columns predicted ones. An array or lists become
+            sparse: with many classes nearly all counts are zero.
         classes: C names in the order of the labels; needed with ``confusion``.
         mistakes: the most confident ones first.
         queries: queries with what they found, by title ("Worst queries").
@@ -187,7 +190,7 @@ class Evaluation:
     metrics: dict[str, float] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
     figures: dict[str, Curve] = field(default_factory=dict)
-    confusion: npt.NDArray[np.int64] | None = None
+    confusion: csr_array | None = None
     classes: list[str] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
     queries: dict[str, list[RankedQuery]] = field(default_factory=dict)
@@ -201,13 +204,14 @@ class Evaluation:
             self._check_confusion()
 
     def _check_confusion(self) -> None:
-        self.confusion = np.asarray(self.confusion, dtype=np.int64)
-        shape = self.confusion.shape
+        given: Any = self.confusion if issparse(self.confusion) else np.asarray(self.confusion)
+        shape = given.shape
         if len(shape) != 2 or shape[0] != shape[1]:
             raise ValueError(f"confusion has shape {list(shape)}; it must be [C, C] with C = {len(self.classes)}")
         if shape[0] != len(self.classes):
             raise ValueError(f"confusion is for {shape[0]} classes, but {len(self.classes)} names were given")
-        if (self.confusion < 0).any():
+        self.confusion = csr_array(given, dtype=np.int64)
+        if (self.confusion.data < 0).any():
             raise ValueError("confusion holds a negative count; it must hold numbers of images")
 
 

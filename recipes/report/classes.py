@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from scipy.sparse import csr_array
 
 from recipes.report.markup import Markup, element
 from recipes.report.numbers import number, percent
@@ -12,7 +11,7 @@ ALL_UP_TO = 120  # classes; beyond it only both ends are shown
 WORST, BEST = 40, 20
 
 
-def per_class_accuracy(confusion: npt.NDArray[np.int64], classes: list[str]) -> Markup:
+def per_class_accuracy(confusion: csr_array, classes: list[str]) -> Markup:
     """One bar a class, the weakest first; classes without an image are left out and counted.
 
     Args:

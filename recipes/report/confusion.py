@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from math import sqrt
 
-import numpy as np
-import numpy.typing as npt
+from scipy.sparse import csr_array
 
 from recipes.report.markup import Markup, element
 from recipes.report.numbers import number, percent
@@ -21,7 +20,7 @@ PAIRS = 15
 KEY_SHARES = (0.02, 0.1, 0.3, 1.0)
 
 
-def heat_map(confusion: npt.NDArray[np.int64], classes: list[str]) -> Markup:
+def heat_map(confusion: csr_array, classes: list[str]) -> Markup:
     """The matrix as SVG; empty above ``MAP_UP_TO`` classes.
 
     Args:
@@ -48,16 +47,14 @@ def heat_map(confusion: npt.NDArray[np.int64], classes: list[str]) -> Markup:
     return element("div", element("h3", "Confusion matrix"), note, box, _key(), class_="card")
 
 
-def confused_pairs(confusion: npt.NDArray[np.int64], classes: list[str]) -> Markup:
+def confused_pairs(confusion: csr_array, classes: list[str]) -> Markup:
     """The ``PAIRS`` most frequent errors, by count and then by share of the true class."""
-    totals = confusion.sum(axis=1)
-    errors = [(int(confusion[t, p]), int(confusion[t, p]) / int(totals[t]), int(t), int(p))
-              for t, p in np.argwhere(confusion > 0) if t != p]  # fmt: skip
-    worst = sorted(errors, key=lambda e: (-e[0], -e[1], e[2], e[3]))[:PAIRS]
+    errors = [entry for entry in _entries(confusion) if entry[0] != entry[1]]
+    worst = sorted(errors, key=lambda entry: (-entry[2], -entry[3], entry[0], entry[1]))[:PAIRS]
     if not worst:
         return Markup("")
     rows = [element("tr", element("td", classes[t]), element("td", classes[p]), element("td", number(n), class_="num"),
-                    element("td", percent(share, 0), class_="num")) for n, share, t, p in worst]  # fmt: skip
+                    element("td", percent(share, 0), class_="num")) for t, p, n, share in worst]  # fmt: skip
     head = element("thead", element("tr", element("th", "True"), element("th", "Predicted"),
                                     element("th", "Images", class_="num"),
                                     element("th", "Share", class_="num")))  # fmt: skip
@@ -71,19 +68,25 @@ def strength(share: float) -> float:
     return round(0.1 + 0.9 * sqrt(share), 2)
 
 
-def _cells(confusion: npt.NDArray[np.int64], classes: list[str], cell: int, gutter: int) -> list[Markup]:
-    totals = confusion.sum(axis=1)
+def _entries(confusion: csr_array) -> list[tuple[int, int, int, float]]:
+    """True and predicted class, count and share of the true class, of each pair that occurs."""
+    found = confusion.tocoo()
+    found.eliminate_zeros()
+    shares = found.data / confusion.sum(axis=1)[found.row]
+    return list(zip(*(column.tolist() for column in (found.row, found.col, found.data, shares)), strict=True))
+
+
+def _cells(confusion: csr_array, classes: list[str], cell: int, gutter: int) -> list[Markup]:
     parts = []
     gap = 1 if cell > 6 else 0
-    for t, p in np.argwhere(confusion > 0):
-        n, share = int(confusion[t, p]), int(confusion[t, p]) / int(totals[t])
-        x, y = gutter + int(p) * cell, gutter + int(t) * cell
+    for t, p, n, share in _entries(confusion):
+        x, y = gutter + p * cell, gutter + t * cell
         hint = f"{classes[t]} → {classes[p]}: {number(n)} ({percent(share, 0)})"
         rect = element("rect", element("title", hint), x=x, y=y, width=cell - gap, height=cell - gap,
                        class_="hit" if t == p else "miss", fill_opacity=f"{strength(share):g}")  # fmt: skip
         parts.append(rect)
         if len(classes) <= NUMBERS_UP_TO:
-            tone = _count_tone(strength(share), right=bool(t == p))
+            tone = _count_tone(strength(share), right=t == p)
             parts.append(element("text", n, x=x + cell / 2, y=y + cell / 2 + 4, class_=f"mid count {tone}"))
     return parts
 

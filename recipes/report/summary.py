@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from lightning_modules.evaluators.result import Evaluation
 from recipes.report.markup import Markup, element
 from recipes.report.numbers import duration, label, number, percent, quantity
@@ -97,7 +95,7 @@ def _context(evaluation: Evaluation) -> str:
     """How far the main number can be trusted: images, interval, chance."""
     if evaluation.confusion is None or not evaluation.confusion.sum():
         return ""
-    correct, total = int(np.trace(evaluation.confusion)), int(evaluation.confusion.sum())
+    correct, total = int(evaluation.confusion.trace()), int(evaluation.confusion.sum())
     low, high = wilson_interval(correct, total)
     interval = f"{100 * low:.1f}–{percent(high)}"
     return f"{number(total)} images · 95 % interval {interval} · chance {percent(1 / len(evaluation.classes))}"
