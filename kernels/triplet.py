@@ -85,6 +85,8 @@ def triplet_loss(
             f"{', '.join(DISTANCES)}; mean or nonzero"
         )
     check_labels(embeddings_BD, labels_B, columns, column_labels, first_own)
+    if not len(labels_B):
+        return similarities(embeddings_BD, columns).sum(1)  # nothing, in the graph of what would have been compared
 
     def mine(rows: Tensor, labels: Tensor, first: int) -> Mined:
         positive_BN, negative_BN = pair_masks(labels, column_labels, first)

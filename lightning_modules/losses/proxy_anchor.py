@@ -51,7 +51,8 @@ class ProxyAnchor(ProxyLoss):
         rows_NE = gather_with_gradient(embedding_of(outputs), step.batch_size)
         labels_N = gather(batch.label, step.batch_size)
         weight = self.proxies.weight
-        terms = {self.name: proxy_anchor_loss(rows_NE, labels_N, weight, **self.keys).mean()}
+        loss_N = proxy_anchor_loss(rows_NE, labels_N, weight, **self.keys)
+        terms = {self.name: loss_N.sum() / max(len(loss_N), 1)}  # the mean, and 0 of no sample
         if (pairs := batch.extra.get("mixed_pairs")) is not None:
             mixed_P = (
                 proxy_anchor_metrix(rows_NE, labels_N, weight, pairs.lam, **self.keys, **pairs.keywords)

@@ -111,7 +111,7 @@ class Bench:
 
     def step(self, batch, epoch, update):
         network = self.network.train()
-        step = Step(epoch, update, seed=0, network=network, forward=network, batch_size=len(batch))
+        step = Step(epoch, update, seed=0, network=network, forward=network, batch_size=max(len(batch), 1))
         self.optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
             result = run_step(self.parts, batch, step)
@@ -150,7 +150,7 @@ def context(network):
 
 def canonical(index, epoch=0, dtype=torch.float32):
     """Images of these samples with noise of this epoch; every field that a part may read is there."""
-    index = torch.tensor(list(index))
+    index = torch.tensor(list(index), dtype=torch.int64)
     generator = torch.Generator().manual_seed(epoch)
     image = torch.rand(TRAIN, 3, 5, 5, generator=torch.Generator().manual_seed(99))
     noise = 0.1 * torch.rand(TRAIN, 3, 5, 5, generator=generator)

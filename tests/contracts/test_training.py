@@ -25,12 +25,23 @@ def test_terms_and_gradients_are_finite(make_network, kind, name, precision):
 
 
 @EVERY
-@pytest.mark.parametrize("index", [[5], [13, 2, 31]], ids=["one", "partial"])
+@pytest.mark.parametrize("index", [[], [5], [13, 2, 31]], ids=["empty", "one", "partial"])
 def test_small_batches(make_network, kind, name, index):
     bench = Bench(make_network, [(kind, name)]).run(range(EPOCHS // 2))
     for epoch in range(EPOCHS // 2, EPOCHS):
         result = bench.step(canonical(index, epoch), epoch, 2 * epoch)
     assert finite(result.terms.values()) and finite(bench.tensors()) and finite([p.grad for p in bench.weights()])
+
+
+@pytest.mark.parametrize("name", list(nodes("loss")))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_losses_of_batches_with_nothing_to_compare(make_network, name, dtype):
+    """Of no sample, of one, of one for each class and of one class: finite, and in the graph."""
+    for index in ([], [5], [0, 1, 2], [13, 2, 31]):
+        bench = Bench(make_network, [("loss", name)], dtype)
+        result = bench.step(canonical(index, dtype=dtype), 0, 0)
+        assert finite(result.terms.values()) and finite([p.grad for p in bench.weights()]), index
+        assert index or not any(result.terms.values()), "a loss of no sample is none"
 
 
 def vars_of(output):
