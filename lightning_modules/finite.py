@@ -25,18 +25,20 @@ class Verdict:
         ok: terms and gradient norm are finite in every process.
         stop: some process was asked to stop.
         rank: first process whose own terms are not finite; None with one process, or where only the gradient is not.
+        loss: of the whole batch, the sum of the terms of all processes; None with one process, which has them all.
     """
 
     ok: bool
     stop: bool = False
     rank: int | None = None
+    loss: float | None = None
 
 
 def check_finite(result: StepResult, gradient_norms: Sequence[Tensor], stop: bool = False) -> Verdict:
     """Whether the update may happen; the one host read of a step.
 
     With several processes one small maximum over them makes the decision the same everywhere, and carries a request to
-    stop with it.
+    stop and the loss of each with it.
 
     Args:
         result: of the step.
@@ -53,13 +55,16 @@ def check_finite(result: StepResult, gradient_norms: Sequence[Tensor], stop: boo
 
 
 def _agree(terms: list[Tensor], norms: list[Tensor], stop: bool) -> Verdict:
-    """The verdict over all processes: the largest of (whose terms are broken, gradient broken, stop)."""
+    """The verdict over all processes: the largest of (whose terms are broken, gradient broken, stop, losses)."""
     rank, world = processes()
-    flags = torch.zeros(3, dtype=torch.int32, device=terms[0].device)
-    flags[0] = ~torch.stack(terms).isfinite().all() * (world - rank)  # the largest is that of the first process
+    own = torch.stack(terms)
+    flags = torch.zeros(3 + world, device=own.device)
+    flags[3:] = -torch.inf  # the loss of a process is the largest at its place, where the others have nothing
+    flags[3 + rank] = own.sum()
+    flags[0] = ~own.isfinite().all() * (world - rank)  # the largest is that of the first process
     if norms:
         flags[1] = ~torch.stack(norms).isfinite().all()
     if stop:
         flags[2].fill_(1)
-    first, gradient, stops = largest_over_processes(flags).tolist()
-    return Verdict(ok=not (first or gradient), stop=bool(stops), rank=world - first if first else None)
+    first, gradient, stops, *losses = largest_over_processes(flags).tolist()
+    return Verdict(not (first or gradient), bool(stops), world - int(first) if first else None, sum(losses))

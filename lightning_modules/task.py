@@ -96,7 +96,7 @@ class Task(RangeChecked, LightningModule):
         self.train_meter, self.val_meter = Meter(), self.validation_meter()
         self.epoch_metrics: dict[str, float] = {}
         self._val_metrics: dict[str, float] = {}
-        self.last_loss: Tensor | None = None
+        self.last_loss: Tensor | float | None = None  # of the whole batch, over all processes
         self.observers: list[Observer] = []
         self.schedule: Scheduler
         self._trained: list[nn.Parameter] = []
@@ -239,6 +239,7 @@ class Task(RangeChecked, LightningModule):
         self.update += 1
         if self._shared_statistics:
             average_over_processes(self._shared_statistics)
+        self.last_loss = sum_terms(result.terms) if verdict.loss is None else verdict.loss
         self._commit(result, step)
 
     def _samples_of_update(self, batch: Batch, batch_idx: int) -> int:
@@ -268,7 +269,6 @@ class Task(RangeChecked, LightningModule):
         if self.ema is not None and self.ema_decay is not None:
             self.ema.update(self.network, min(self.ema_decay, 1.0 - self.update ** (-2 / 3)))
         self.samples += step.batch_size
-        self.last_loss = sum_terms(result.terms)
         self.term_names |= result.terms.keys()
         self.train_meter.add(result.terms | self.measure_training(outputs, batch))
 

@@ -21,6 +21,9 @@ LINE_SECONDS = 10.0  # between two plain lines inside an epoch
 class Progress(RangeChecked, Callback):
     """Shows epoch, images per second, loss, validation accuracy and the time left, on rank zero.
 
+    The loss is that of the last update, of its whole batch: the processes agree on it in the collective with which they
+    decide on every update, so showing it adds none.
+
     A training step pays for an addition and a comparison of times. The loss is read from the device, which waits
     for it, only when the display is refreshed. Switch Lightning's own bar off (``enable_progress_bar=False``).
 

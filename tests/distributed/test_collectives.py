@@ -6,7 +6,9 @@ from processes import together
 
 from kernels.batch import Step
 from lightning_modules.distributed import average_over_processes, gather, gather_with_gradient, share_of
+from lightning_modules.finite import Verdict, check_finite
 from lightning_modules.regularizers.activity import Activity
+from lightning_modules.step import StepResult
 
 pytestmark = pytest.mark.fault
 
@@ -23,6 +25,7 @@ def collectives(rank, folder):
     assert tensors[0].eq(0.5).all() and tensors[1].eq(2.0).all() and tensors[1].dtype == torch.float64
     check_gradient(rank)
     check_activity(rank)
+    check_verdict(rank)
     torch.distributed.destroy_process_group()
 
 
@@ -35,6 +38,16 @@ def check_gradient(rank):
     assert torch.equal(mine.grad, (2 * torch.arange(6.0).view(3, 2) + 10)[slice(*share_of(3))])
     for held in (beside.grad, upstream):
         assert torch.equal(held, torch.arange(6.0).view(3, 2) + 10 * rank)
+
+
+def check_verdict(rank):
+    """Each has the loss of the whole batch, also a negative one, and a broken one does not hide who broke it."""
+    terms = {"a": torch.tensor(1.5 + rank), "b": torch.tensor(-8.0, dtype=torch.float64)}
+    assert check_finite(StepResult(terms=terms), []) == Verdict(True, False, None, 1.5 + 2.5 - 16.0)
+    assert check_finite(StepResult(terms=terms), [], stop=rank == 1).stop
+    broken = StepResult(terms={"a": torch.tensor(float("nan") if rank else 1.0)})
+    verdict = check_finite(broken, [])
+    assert not verdict.ok and verdict.rank == 1 and not check_finite(StepResult(terms=terms), [torch.tensor(1e400)]).ok
 
 
 def check_activity(rank):
