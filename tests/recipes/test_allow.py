@@ -10,9 +10,9 @@ import yaml
 import recipes
 from recipes.allow import allow_words, allowed, allowing, take_allow
 from recipes.checkpoint import save_checkpoint
-from recipes.cli import evaluate, train
+from recipes.cli import evaluate, export, train
 from recipes.compose import compose_config
-from recipes.make import make, maker
+from recipes.make import build_network, make, maker
 from recipes.overrides import key_of
 from recipes.signature import ROOT
 from recipes.validate import ConfigError
@@ -124,6 +124,30 @@ def test_without_the_flag_it_is_refused_and_not_imported(package, tmp_path, caps
     assert hint in capsys.readouterr().err and not marker.exists()
     assert evaluate([f"checkpoint={tmp_path / 'foreign.ckpt'}", "--allow", name]) == 2  # built, and without weights
     assert "does not fit its recipe's network" in capsys.readouterr().err and marker.exists()
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["package there", "package gone"])
+def test_foreign_parts_of_training_are_nothing_to_evaluation_and_export(package, tmp_path, monkeypatch, there):
+    """A checkpoint opens without the flag where its network and data are of this library; nothing else is imported."""
+    name, marker = package
+    config = compose_config(["recipe=grocery_baseline", "data.limit_test=41"])
+    network, _ = build_network(config["backbone"], {}, config["head"], 40)
+    data = make(config["data"], 0, group="data")
+    data.setup()
+    foreign = {"_target_": f"{name}.parts.Mine"}
+    config |= {group: dict(foreign) for group in ("loss", "optimizer", "schedule", "trainer", "task", "mixing")}
+    config |= {group: {"mine": dict(foreign)} for group in ("regularizer", "callback", "evaluator")}
+    sizes = {"image_size": 48, "resize_size": 48, "interpolation": "bicubic"}
+    content = {"config": yaml.safe_dump(config), "classes": list(data.classes), "network": network.state_dict()}
+    save_checkpoint(tmp_path / "foreign.ckpt", {**content, "preprocessing": sizes})
+    if there:
+        monkeypatch.syspath_prepend(tmp_path)
+    else:
+        (tmp_path / name).rename(tmp_path / "elsewhere")
+    words = [f"checkpoint={tmp_path / 'foreign.ckpt'}"]
+    assert evaluate([*words, f"output={tmp_path / 'out'}", "device=cpu"]) == 0
+    assert export([*words, f"output={tmp_path / 'out.safetensors'}"]) == 0
+    assert not marker.exists() and not [module for module in sys.modules if module.startswith(name)]
 
 
 @pytest.mark.parametrize(
