@@ -101,12 +101,12 @@ def test_it_builds_and_trains_or_says_why_not(name, family):
         operate(network.backbone, surgery_of(name))
     assert train_a_step(network).isfinite()
     assert train_a_step(network, torch.bfloat16).isfinite()
-    images, network = torch.rand(2, 3, 64, 64), network.eval()
+    images, network = torch.rand(2, 3, 64, 64, dtype=torch.float64), network.double().eval()
     with torch.no_grad():
         expected = network(images).logits
         folded = copy.deepcopy(network)
         kept = fold(folded.backbone, surgeries)
-        assert torch.allclose(folded(images).logits, expected, atol=1e-5, rtol=1e-5)
+        assert torch.allclose(folded(images).logits, expected, atol=1e-9, rtol=1e-9)
     plain = network_of(family)
     same = folded.backbone.state_dict().keys() == plain.backbone.state_dict().keys()
     assert same == (not kept), "what is folded has the keys of the plain backbone"
@@ -150,11 +150,11 @@ def test_sensible_combinations(names):
         assert sum(line.endswith("as they are") for line in lines) == len(names)
         torch.manual_seed(1)
         losses.append(train_a_step(network).item())
-        images = torch.rand(2, 3, 32, 32)
+        images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
         with torch.no_grad():
-            expected = network.eval()(images).logits
+            expected = network.double().eval()(images).logits
             kept = fold(network.backbone, surgeries)
-            assert torch.allclose(network(images).logits, expected, atol=1e-5, rtol=1e-5)
+            assert torch.allclose(network(images).logits, expected, atol=1e-9, rtol=1e-9)
         assert set(kept) == {"bcn"} & set(names)
     assert losses[0] == losses[1]
 

@@ -224,7 +224,7 @@ def test_copies_and_files():
 
 def test_channels_last_and_compiled():
     torch.manual_seed(0)
-    body, image = changed_body(nn.Conv2d(3, 4, 3, padding=1)), torch.randn(2, 3, 8, 8)
+    body, image = changed_body(nn.Conv2d(3, 4, 3, padding=1)).double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
     results = []
     for network, memory_format in (
         (body, torch.contiguous_format),
@@ -236,8 +236,8 @@ def test_channels_last_and_compiled():
         assert body.stem.weight.grad.is_contiguous(memory_format=memory_format)
         results.append(body.stem.weight.grad)
         body.stem.weight.grad = None
-    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(results[2], results[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(results[2], results[0], rtol=1e-9, atol=1e-9)
 
 
 def test_frozen_stem_and_several_calls_are_noted():
