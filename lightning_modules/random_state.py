@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,36 @@ def random_state(device: torch.device | None = None) -> dict[str, Any]:
 
 def set_random_state(state: dict[str, Any], device: torch.device | None = None) -> None:
     """The inverse of ``random_state``."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words.tolist()), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    random.setstate(_python(state["python"]))
+    np.random.set_state(_numpy(state["numpy"]))
     torch.set_rng_state(state["torch"])
     if device is not None and device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def check_random_state(state: dict[str, Any]) -> str | None:
+    """Why a state cannot be set, as ``key: reason``; found on generators that nobody uses."""
+    trials: dict[str, Callable[[], Any]] = {
+        "python": lambda: random.Random().setstate(_python(state["python"])),  # noqa: S311
+        "numpy": lambda: np.random.RandomState().set_state(_numpy(state["numpy"])),
+        "torch": lambda: torch.Generator().set_state(state["torch"]),
+    }
+    for name, trial in trials.items():
+        try:
+            trial()
+        except Exception as error:  # each library has errors of its own
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            return f"{name} is no state of a generator ({reason})"
+    return None
+
+
+def _python(state: Any) -> tuple[Any, ...]:
+    version, words, gauss = state
+    return version, tuple(words.tolist()), gauss
+
+
+def _numpy(state: Any) -> tuple[Any, ...]:
+    name, keys, position, has_gauss, cached = state
+    if not 0 <= position <= len(keys):  # numpy does not look, and would read beside its memory
+        raise ValueError(f"position {position}")
+    return name, keys.numpy().astype(np.uint32), position, has_gauss, cached

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from recipes.checkpoint_form import Form
 from recipes.checkpoint_read import FORMAT_VERSION, read_checkpoint
 from recipes.checkpoint_store import CheckpointStore, previous_of
 from recipes.sidecar import sidecar, state_of
@@ -32,42 +33,42 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     store.wait()
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, form: Form | None = None) -> dict[str, Any]:
     """Read a checkpoint; nothing in the file is executed.
 
     Args:
         path: a file, or a run directory: then ``checkpoints/best.ckpt``, and where that is damaged the generation
             before it, with a warning. A file with a ``.sha256`` beside it must match.
+        form: refuses a file that does not hold what is needed; see ``recipes.checkpoint_form``.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not one of our checkpoints, damaged, or of a newer format.
+        ValueError: not one of our checkpoints, damaged, of a newer format, or of another form.
     """
     path = Path(path)
     if not path.is_dir() or not (path / "checkpoints").is_dir():
-        return _load_file(path)
+        return _load_file(path, form)
     best = path / "checkpoints" / "best.ckpt"
     try:
-        return _load_file(best)
+        return _load_file(best, form)
     except (FileNotFoundError, ValueError) as error:
         previous = previous_of(best)
         if not _intact(previous):
             raise
-        content = read_checkpoint(previous)
+        content = read_checkpoint(previous, form)
         warnings.warn(f"{previous} is read, the best checkpoint before the last one: {error}", stacklevel=2)
         return content
 
 
-def _load_file(path: Path) -> dict[str, Any]:
+def _load_file(path: Path, form: Form | None) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no checkpoint {path}; give a file such as runs/RECIPE/NAME/checkpoints/best.ckpt, or a run's "
             "directory"
         )
-    state = state_of(path)
-    if state == "damaged":
+    if state_of(path) == "damaged":
         raise ValueError(f"{path} is damaged: its bytes do not match {sidecar(path).name}; {_advice(path)}")
-    return read_checkpoint(path, check_sums=state == "unknown")
+    return read_checkpoint(path, form)
 
 
 def _advice(path: Path) -> str:

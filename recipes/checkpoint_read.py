@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickletools
-import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -11,75 +9,87 @@ from typing import Any
 import torch
 from torch import nn
 
+from recipes.checkpoint_archive import Archive
+from recipes.checkpoint_form import Form
+from recipes.checkpoint_pickle import MAX_KEY, PickleReader
+from recipes.checkpoint_tensors import MAX_DIMS, STORAGES
+
 FORMAT_VERSION = 1
-
-_STORAGES = {
-    torch.float64: "Double",
-    torch.float32: "Float",
-    torch.float16: "Half",
-    torch.bfloat16: "BFloat16",
-    torch.int64: "Long",
-    torch.int32: "Int",
-    torch.int16: "Short",
-    torch.int8: "Char",
-    torch.uint8: "Byte",
-    torch.bool: "Bool",
-    torch.complex64: "ComplexFloat",
-    torch.complex128: "ComplexDouble",
-}
-#: Narrower than torch's own list for ``weights_only``, which lets a file of a few bytes ask for any amount of memory.
-GLOBALS = {
-    "collections.OrderedDict",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_parameter",
-    *(f"torch.{name}Storage" for name in _STORAGES.values()),
-}
-_PLAIN = {str, int, float, bool, type(None)}
+MAX_DEPTH = 64
+MAX_BITS = 2000  # of a whole number
+_PLAIN = {str, float, bool, type(None)}
 
 
-def check_content(value: Any, path: tuple[Any, ...] = ()) -> None:
-    """Refuse what a checkpoint does not hold: only tensors and plain values can be read in safe mode.
+def check_content(value: Any) -> None:
+    """Refuse what a checkpoint does not hold: only tensors and plain values can be read again.
+
+    What several places share is looked at once.
 
     Args:
         value: dicts with text or whole numbers as keys, lists, tuples, text, numbers, booleans, None, dense tensors.
-        path: keys that lead to it.
 
     Raises:
         TypeError: anything else, with its dotted path.
     """
+    _height(value, (), {})
+
+
+def _height(value: Any, path: tuple[Any, ...], known: dict[int, int]) -> int:
+    """Levels below ``value``, which is all right; ``known`` has those of what was looked at before."""
     kind = type(value)
-    if kind in _PLAIN:
-        return
+    if kind in _PLAIN or (kind is int and value.bit_length() <= MAX_BITS):
+        return 0
+    levels = known.get(id(value), 0)
+    if len(path) + levels > MAX_DEPTH:
+        raise TypeError(f"{_dotted(path[:4])} is nested more than {MAX_DEPTH} levels deep, or in itself")
+    if id(value) in known:
+        return levels
     if kind is torch.Tensor or kind is nn.Parameter:
         if (problem := _problem_of_tensor(value)) is not None:
             raise TypeError(f"{_dotted(path)} is {problem}")
     elif kind is list or kind is tuple:
-        for index, item in enumerate(value):
-            if type(item) not in _PLAIN:
-                check_content(item, (*path, index))
+        levels = 1 + max((_height(item, (*path, index), known) for index, item in enumerate(value)), default=0)
     elif kind is dict or kind is OrderedDict:
-        for key, item in value.items():
-            if type(key) is not str and type(key) is not int:
+        for key in value:
+            if type(key) is not str and (type(key) is not int or abs(key) >= MAX_KEY):
                 raise TypeError(f"{_dotted(path)} has the key {key!r:.80}; keys of a checkpoint are text or integers")
-            check_content(item, (*path, key))
+        levels = 1 + max((_height(item, (*path, key), known) for key, item in value.items()), default=0)
     else:
         raise TypeError(
-            f"{_dotted(path)} is a {kind.__module__}.{kind.__qualname__}; a checkpoint holds tensors and plain values "
+            f"{_dotted(path)} is a {kind.__module__}.{kind.__qualname__}"
+            f"{f' of more than {MAX_BITS} bits' if kind is int else ''}; a checkpoint holds tensors and plain values "
             "only (dict, list, tuple, str, int, float, bool, None); store it as these"
         )
+    known[id(value)] = levels
+    return levels
 
 
 def _problem_of_tensor(value: torch.Tensor) -> str | None:
-    if value.layout is not torch.strided or value.dtype not in _STORAGES or value.device.type == "meta":
+    if value.layout is not torch.strided or value.dtype not in STORAGES or value.device.type == "meta":
         return (
             f"a tensor of {value.dtype}, {value.layout}, on {value.device}; a checkpoint holds dense tensors with data "
-            f"of {', '.join(str(dtype).removeprefix('torch.') for dtype in _STORAGES)}"
+            f"of {', '.join(str(dtype).removeprefix('torch.') for dtype in STORAGES)}"
         )
     if vars(value):
         return f"a tensor with the attributes {', '.join(vars(value))}; they cannot be stored: pass tensor.detach()"
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+    if value.ndim > MAX_DIMS:
+        return f"a tensor of {value.ndim} dimensions; at most {MAX_DIMS} are stored"
+    if value.is_conj() or value.is_neg():
+        return "a lazily conjugated tensor; pass tensor.resolve_conj().resolve_neg()"
+    if _overlaps(value):
         return "an expanded tensor: it shows more elements than it has; pass tensor.contiguous()"
     return None
+
+
+def _overlaps(value: torch.Tensor) -> bool:
+    """Whether one element of the memory stands at two places."""
+    reach = 0
+    for step, length in sorted(zip(value.stride(), value.shape, strict=True)):
+        if length > 1 and value.numel():
+            if step <= reach:
+                return True
+            reach += (length - 1) * step
+    return False
 
 
 def _dotted(path: tuple[Any, ...]) -> str:
@@ -89,62 +99,51 @@ def _dotted(path: tuple[Any, ...]) -> str:
 def tensor_bytes(value: Any) -> int:
     """Bytes of the tensors in a content that was checked; what several share counts once."""
     storages: dict[int, int] = {}
+    seen: set[int] = set()
     stack = [value]
     while stack:
         item = stack.pop()
         if isinstance(item, torch.Tensor):
             storages[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
-        elif isinstance(item, dict):
-            stack += item.values()
-        elif isinstance(item, list | tuple):
-            stack += item
+        elif isinstance(item, dict | list | tuple) and id(item) not in seen:
+            seen.add(id(item))
+            stack += item.values() if isinstance(item, dict) else item
     return sum(storages.values())
 
 
-def read_checkpoint(path: Path, check_sums: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: Path, form: Form | None = None) -> dict[str, Any]:
     """Read one file; nothing in it is executed, and it cannot ask for more memory than its own size.
 
-    The content is read, not mapped: what is loaded may live as long as the training, the file need not.
+    The bytes are read by ``Archive`` and ``PickleReader``, which know what ``torch.save`` writes for a checkpoint and
+    nothing else, and not by torch: what is checked is what is read. The content is read, not mapped: what is loaded may
+    live as long as the training, the file need not.
 
     Args:
         path: the file.
-        check_sums: also compare the check sums inside of it, for a file with no sha256 beside it.
+        form: refuses a content that lacks what is needed; None where any will do.
 
     Raises:
-        ValueError: not one of our checkpoints, damaged, or of a newer format.
+        ValueError: not one of our checkpoints, damaged, of a newer format, or of another form.
     """
     try:
-        _check_archive(path, check_sums)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            archive = Archive(file)
+            reader = PickleReader(archive.read("data.pkl"), archive.storage)
+            content = reader.read()
+            if unread := archive.keys() - reader.keys:
+                raise ValueError(f"nothing in it uses its record data/{min(unread)}")
         check_content(content)
-    except Exception as error:  # damaged bytes make the safe reader raise nearly anything
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} cannot be read as a checkpoint of this library ({reason})") from error
     if not isinstance(content, dict) or "format_version" not in content:
         raise ValueError(f"{path} is no checkpoint of this library; weights of others go to backbone.pretrained=FILE")
     version = content["format_version"]
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
-        raise ValueError(f"{path} has format {version!r}, this one reads up to {FORMAT_VERSION}; update the library")
+        reads = f"this one reads up to {FORMAT_VERSION}; update the library"
+        raise ValueError(f"{path} has format {version!r:.80}, {reads}")
+    if form is not None:
+        form(content, path)
     return content
-
-
-def _check_archive(path: Path, check_sums: bool) -> None:
-    """Sizes, and names of what would be called, from the table of the zip file and from its pickle, disassembled."""
-    with zipfile.ZipFile(path) as archive:
-        records = archive.infolist()
-        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-            raise ValueError("it is compressed, which no checkpoint is")
-        total, size = sum(record.file_size for record in records), path.stat().st_size
-        if total > size:
-            raise ValueError(f"its table declares {total:,} bytes, the file has {size:,}")
-        for record in records:
-            if record.filename.endswith("data.pkl"):
-                _check_globals(archive.read(record))
-        if check_sums and (damaged := archive.testzip()) is not None:
-            raise ValueError(f"damaged: the check sum of {damaged} inside of it differs")
-
-
-def _check_globals(data: bytes) -> None:
-    for code, value, _ in pickletools.genops(data):
-        if code.name == "GLOBAL" and (name := str(value).replace(" ", ".")) not in GLOBALS:
-            raise ValueError(f"it names {name}, which no checkpoint of this library does; nothing of it was run")

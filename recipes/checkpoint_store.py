@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from recipes.checkpoint_form import Form
 from recipes.checkpoint_read import FORMAT_VERSION, check_content, read_checkpoint, tensor_bytes
 from recipes.sidecar import recorded_digest, rename, sidecar, state_of, synced_digest, write_digest
 
@@ -82,19 +83,22 @@ class CheckpointStore:
         for name in list(self._pending):
             self._collect(name)
 
-    def newest(self, name: str, update: int | None = None) -> tuple[dict[str, Any], Path] | None:
+    def newest(
+        self, name: str, update: int | None = None, form: Form | None = None
+    ) -> tuple[dict[str, Any], Path] | None:
         """Content and file of the newest generation that is intact; a warning names each that is not, and why.
 
         Args:
             name: which checkpoint.
             update: only a generation whose ``content["update"]`` is this one.
+            form: only a generation that holds what is needed; see ``recipes.checkpoint_form``.
         """
         self.wait()
         for path in (self.path(name), previous_of(self.path(name))):
             if not path.is_file():
                 continue
             try:
-                content = _read_intact(path)
+                content = _read_intact(path, form)
             except (OSError, ValueError) as error:
                 warnings.warn(f"{path} is ignored: {error}", stacklevel=2)
                 continue
@@ -146,13 +150,13 @@ def previous_of(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def _read_intact(path: Path) -> dict[str, Any]:
+def _read_intact(path: Path, form: Form | None) -> dict[str, Any]:
     state = state_of(path)
     if state == "unknown":
         raise ValueError(f"it has no sha256 beside it ({sidecar(path).name}), so nothing shows that it is whole")
     if state == "damaged":
         raise ValueError(f"it does not match its sha256 ({sidecar(path).name})")
-    return read_checkpoint(path)
+    return read_checkpoint(path, form)
 
 
 def _temporary(path: Path) -> Path:

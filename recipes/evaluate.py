@@ -125,9 +125,10 @@ def _subject(
         return _of_backbone(backbone, data)
     assert checkpoint is not None
     from recipes.checkpoint import load_checkpoint
+    from recipes.checkpoint_form import check_evaluable
     from recipes.make import rebuild_network
 
-    content = load_checkpoint(checkpoint)
+    content = load_checkpoint(checkpoint, check_evaluable)
     config = stored_config(content)
     node = data or change_data(without_download(config["data"]), data_words, evaluators=evaluator)
     network = rebuild_network(config, len(content["classes"]), content["network"])

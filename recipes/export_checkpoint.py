@@ -23,12 +23,13 @@ def export_checkpoint(*, checkpoint: str, format: Literal["timm"] = "timm", outp
         ConfigError: a checkpoint that cannot be read, an existing output, or a file that differs from the network.
     """
     from recipes.checkpoint import load_checkpoint
+    from recipes.checkpoint_form import check_evaluable
     from recipes.export import export_safetensors
     from recipes.make import make, rebuild_network
     from recipes.stored import stored_config, without_download
 
     try:
-        content = load_checkpoint(checkpoint)
+        content = load_checkpoint(checkpoint, check_evaluable)
         config = stored_config(content)
         network = rebuild_network(config, len(content["classes"]), content["network"]).eval()
         path = Path(output) if output else _default_path(checkpoint, config["recipe"])

@@ -5,19 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import ImageData
-from datamodules.manifest import manifest_difference
 from lightning_modules.distributed import gather_objects
 from lightning_modules.observer import Observer
 from lightning_modules.restart import start_at
 from lightning_modules.task import Task
 from lightning_modules.training_state import load_modules, load_rest, process_state, shared_state
 from recipes.checkpoint import CheckpointStore, load_checkpoint
-from recipes.plain import read_yaml
+from recipes.checkpoint_form import check_resumable
+from recipes.going_on import fitting
 from recipes.recorder import Recorder
-from recipes.resume import differences
 from recipes.stop import AGAIN, StopRequest
-from recipes.validate import ConfigError
 
 Content = dict[str, Any]
 STOP_AFTER = "stop_after"
@@ -60,9 +57,10 @@ class Keeper(Observer):
         path = task.trainer.strategy.broadcast(self.path)
         if path is None:
             return
-        self.content = self.content or load_checkpoint(path)
+        self.content = self.content or load_checkpoint(path, check_resumable)
         epoch, batches = self.content["position"]
-        load_modules(task, *self._states(task))
+        with fitting(path):
+            load_modules(task, *self._states(task))
         task.epoch, task.batches_done = epoch, batches
         start_at(task.trainer, epoch, batches, task.context.steps_per_epoch)
         task.trainer.datamodule.set_position(epoch, batches)  # type: ignore[attr-defined]
@@ -70,7 +68,8 @@ class Keeper(Observer):
     def train_begins(self, task: Task) -> None:
         """Load the rest, the random generators last."""
         if self.content is not None:
-            load_rest(task, *self._states(task))
+            with fitting(self.path):
+                load_rest(task, *self._states(task))
             self.content = None  # its tensors live in the task now
         self.stop.listen()
         self.stop.training = True
@@ -130,11 +129,11 @@ class Keeper(Observer):
         """
         task = self._task
         assert task is not None
-        found = None if self.store is None else self.store.newest("last")
+        found = None if self.store is None else self.store.newest("last", form=check_resumable)
         path = task.trainer.strategy.broadcast(found[1] if found else None)
         if path is None:
             return None
-        content = found[0] if found else load_checkpoint(path)
+        content = found[0] if found else load_checkpoint(path, check_resumable)
         update = task.update
         load_modules(task, content["training"], content["processes"][task.global_rank])
         for optimizer, state in zip(task.trainer.optimizers, content["training"]["optimizers"], strict=True):
@@ -163,39 +162,3 @@ class Keeper(Observer):
             f"saved after update {task.update} ({task.batches_done} batches into epoch {task.epoch})"
             + (f"; python train.py resume={self.recorder.directory} goes on" if self.recorder else "")
         )
-
-
-def check_same(content: Content, config: Content, data: ImageData, world_size: int) -> None:
-    """Refuse to go on from a checkpoint of another run.
-
-    Args:
-        content: the checkpoint.
-        config: of this run.
-        data: of this run, set up.
-        world_size: number of processes of this run.
-
-    Raises:
-        ConfigError: naming what differs, with both values.
-    """
-    try:
-        stored = read_yaml(content["config"])
-    except ValueError as error:
-        raise ConfigError([f"the checkpoint's configuration cannot be read: {error}"]) from error
-    problems = differences(stored, config)
-    before = len(content["processes"])
-    if before != world_size:
-        problems.append(f"the checkpoint is of {before} process(es), and there are {world_size} now")
-    problems += [
-        f"the data have changed: {line}"
-        for line in manifest_difference(content["data"]["manifest"], data.manifest_parts())
-    ]
-    if content["data"]["split"] != data.split_record():
-        problems.append(f"the split was {content['data']['split']} and is {data.split_record()} now")
-    if problems:
-        raise ConfigError([f"cannot go on with this run: {line}" for line in problems])
-
-
-def where(content: Content) -> str:
-    """The position of a checkpoint in words."""
-    epoch, batches = content["position"]
-    return f"update {content['update']}, {batches} batches into epoch {epoch}"

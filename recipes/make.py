@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lightning_modules.network import Network
+from lightning_modules.state_fit import fit_problems, value_problems
 from lightning_modules.surgery.base import operate
 from recipes.allow import allowed, allowing, is_allowed
 from recipes.kinds import Kinds, check_callable, kinds_of, names_of, nested_kinds
@@ -66,7 +67,7 @@ def rebuild_network(config: Part, num_classes: int, state: dict[str, torch.Tenso
 
     Raises:
         ConfigError: a part that is none of its group; a stored configuration may come from anyone.
-        ValueError: the weights are of another architecture or number of classes.
+        ValueError: the weights are of another architecture, number of classes or kind of numbers, or not finite.
     """
     stored = {group: config.get(group) for group in ("backbone", "head", "surgery")}
     if problems := [line for group, value in stored.items() for line in group_problems(group, value)]:
@@ -74,23 +75,16 @@ def rebuild_network(config: Part, num_classes: int, state: dict[str, torch.Tenso
     network, _ = build_network(
         without_pretrained(config["backbone"]), config.get("surgery") or {}, config["head"], num_classes
     )
-    if wrong := _differences(network.state_dict(), state):
+    target = network.state_dict()
+    if wrong := fit_problems(target, state):
         raise ValueError(
             f"the checkpoint does not fit its recipe's network with {num_classes} classes: {_some(wrong)}; "
             "evaluate it on data with the classes it was trained for"
         )
+    if wrong := value_problems(target, state):
+        raise ValueError(f"the weights of the checkpoint cannot be computed with: {_some(wrong)}")
     network.load_state_dict(state)
     return network
-
-
-def _differences(target: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> list[str]:
-    other = [
-        f"{key}: {list(state[key].shape)} in the checkpoint, {list(value.shape)} in the network"
-        for key, value in target.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    missing = [f"{key} is missing" for key in target if key not in state]
-    return other + missing + [f"{key} is none of its weights" for key in state if key not in target]
 
 
 def _some(lines: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ from lightning_modules.evaluators.result import Evaluation
 from lightning_modules.surgery.changes import is_module_line
 from lightning_modules.task import Task
 from recipes.checkpoint import CheckpointStore
+from recipes.checkpoint_form import check_evaluable, check_resumable
 from recipes.compose import to_yaml
 from recipes.directory import (
     environment,
@@ -32,7 +33,8 @@ from recipes.directory import (
     write_text,
 )
 from recipes.evaluate import test_data
-from recipes.keeper import Keeper, check_same, where
+from recipes.going_on import check_same, where
+from recipes.keeper import Keeper
 from recipes.lock import Lock, Locked
 from recipes.peers import Peers
 from recipes.recorder import Recorder
@@ -153,14 +155,14 @@ class Run:
     def _train_and_evaluate(self, directory: Path, going_on: bool, stop: StopRequest, peers: Peers) -> dict[str, Any]:
         store = CheckpointStore(directory / "checkpoints")
         store.clean()
-        found = store.newest("last") if going_on else None
+        found = store.newest("last", form=check_resumable) if going_on else None
         content, path = found if found else (None, None)
         if going_on and content is None:
             refuse_to_start_over(directory)
         if content is not None:
+            check_same(content, self.config, self.data, self.task, self.trainer.world_size)
             # For status.json, where a stop comes before training; the keeper sets them in every process.
             (self.task.epoch, self.task.batches_done), self.task.update = content["position"], content["update"]
-            check_same(content, self.config, self.data, self.trainer.world_size)
             print(f"going on from {path}: {where(content)}", flush=True)
         recorder = Recorder(directory, content["record"] if content else None)
         keeper = self._keeper(recorder, content, path, stop)
@@ -259,16 +261,16 @@ class Run:
     def _evaluate(self, directory: Path, recorder: Recorder) -> dict[str, Evaluation]:
         """Every evaluator on the test set, with the weights validation selected."""
         store, update = CheckpointStore(directory / "checkpoints"), int(recorder.best["update"])
-        found = store.newest("best", update=update) or store.newest("best")
+        found = store.newest("best", update, check_evaluable) or store.newest("best", form=check_evaluable)
         if found is None:
             raise FileNotFoundError(
                 f"no checkpoint in {directory / 'checkpoints'} verifies as the best one (update {update}); evaluate "
                 "another with python evaluate.py checkpoint=FILE"
             )
-        if found[0]["update"] != update:
+        if found[0].get("update") != update:
             warnings.warn(
                 f"the weights that validation selected (update {update}) are not there; tested are those of "
-                f"{found[1]} (update {found[0]['update']})",
+                f"{found[1]} (update {found[0].get('update')})",
                 stacklevel=2,
             )
         network = self.task.evaluated_network

@@ -132,8 +132,10 @@ def test_nothing_in_a_file_is_executed(tmp_path, writer):
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content, protocol=2))
-    reason = r"it names posix.mkdir, which no .* nothing of it was run" if writer == "torch" else "not a zip file"
-    with pytest.raises(ValueError, match=rf"evil.ckpt cannot be read as a checkpoint of this library \(.*{reason}\)"):
+    reason = {"torch": "it names posix.mkdir, which no .* nothing of it was run", "pickle": "it is not a zip file.*"}
+    with pytest.raises(
+        ValueError, match=rf"evil.ckpt cannot be read as a checkpoint of this library \(.*{reason[writer]}\)"
+    ):
         load_checkpoint(path)
     assert not trap.exists()
     torch.load(path, weights_only=False) if writer == "torch" else pickle.loads(path.read_bytes())  # noqa: S301
@@ -213,7 +215,7 @@ def test_archives_that_unpack_to_more_than_they_are(tmp_path):
     data = path.read_bytes()
     entry = data.rindex(b"PK\x01\x02", 0, data.rindex(b"data/0"))  # of the table at the end; the size is at + 24
     path.write_bytes(data[: entry + 24] + struct.pack("<I", 10**9) + data[entry + 28 :])
-    with pytest.raises(ValueError, match=r"x.ckpt cannot be read .* \(its table declares 1,000,00\d,\d+ bytes, the"):
+    with pytest.raises(ValueError, match=r"x.ckpt cannot be read .* two sizes for one record: 8,000 and 1,000,000,000"):
         load_checkpoint(path)
 
 

@@ -168,7 +168,7 @@ def test_weights_of_another_number_of_classes(trained, tmp_path, capsys):
     content.pop("format_version")
     save_checkpoint(tmp_path / "cut.ckpt", content)
     error = refused([f"checkpoint={tmp_path / 'cut.ckpt'}"], capsys)
-    assert "head.weight: [3, 256] in the checkpoint, [40, 256] in the network" in error
+    assert "head.weight: [3, 256] in the file, [40, 256] in the network" in error
 
 
 def test_words_that_cannot_work(trained, tmp_path, folder, capsys):
