@@ -32,7 +32,7 @@ def stored_config(content: dict[str, Any]) -> dict[str, Any]:
         problems.append(f"recipe={str(config.get('recipe'))[:200]!r} is no name of a recipe")
     if problems:
         raise ConfigError([f"in the configuration of the checkpoint, {line}" for line in problems])
-    if problems := [*_class_problems(content.get("classes")), *_preprocessing_problems(content.get("preprocessing"))]:
+    if problems := [*class_problems(content.get("classes")), *preprocessing_problems(content.get("preprocessing"))]:
         raise ConfigError([f"in the checkpoint, {line}" for line in problems])
     return config
 
@@ -42,7 +42,8 @@ def without_download(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "download": False} if "download" in data else data
 
 
-def _class_problems(classes: Any) -> list[str]:
+def class_problems(classes: Any) -> list[str]:
+    """What is wrong with class names that were read."""
     if not isinstance(classes, list) or not 1 <= len(classes) <= MAX_CLASSES:
         return [f"classes must be a list of 1 to {MAX_CLASSES:,} names, got {str(classes)[:80]}"]
     wrong = [name for name in classes if not isinstance(name, str) or len(name) > MAX_NAME]
@@ -51,7 +52,8 @@ def _class_problems(classes: Any) -> list[str]:
     return []
 
 
-def _preprocessing_problems(stated: Any) -> list[str]:
+def preprocessing_problems(stated: Any) -> list[str]:
+    """What is wrong with a description of preprocessing that was read."""
     if not isinstance(stated, dict):
         return [f"preprocessing must be a dict, got {str(stated)[:80]}"]
     wrong = [f"preprocessing.{key} must be of type {kind.__name__}, got {str(stated.get(key))[:80]!r}"

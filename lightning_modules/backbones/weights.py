@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from timm.models import adapt_input_conv
+from timm.models import _builder, adapt_input_conv
 from torch import Tensor, nn
+
+from lightning_modules.state_fit import kind_problem, value_problems
+from lightning_modules.weights_file import read_weights
 
 
 def load_weights(model: nn.Module, path: str, *, name: str, in_channels: int, kwargs: dict[str, Any]) -> None:
     """Load a safetensors file in timm's key names into ``model``; every key must fit.
 
-    The classifier in the file is left out, whatever its number of classes. The first convolution is adapted to
-    ``in_channels`` as timm adapts it (summed for one channel, repeated and rescaled for others). Convolutions that a
-    small-image stem replaced (``model.small_stem_new``) keep their initialization where their shape differs, with
-    a warning.
+    The file takes the way that timm's own weights take: timm's filter of the model, which brings older key names into
+    today's form and resamples position embeddings of another image size (with a warning here), then the first
+    convolution, which is adapted to ``in_channels`` (summed for one channel, repeated and rescaled for others). The
+    classifier in the file is left out, whatever its number of classes. Convolutions that a small-image stem replaced
+    (``model.small_stem_new``) keep their initialization where their shape differs, with a warning.
 
     Args:
         model: timm's ``name`` with ``num_classes=0``.
@@ -32,36 +36,85 @@ def load_weights(model: nn.Module, path: str, *, name: str, in_channels: int, kw
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a safetensors file, or missing keys, unexpected keys or other shapes; a few are listed.
+        ValueError: not a safetensors file; missing or unexpected keys, other shapes or kinds of numbers, of which a few
+            are listed; numbers that are not finite, or negative variances.
     """
-    state = _adapt_input(model, _read(path), in_channels)
     target = model.state_dict()
+    state = _filtered(model, _read(path), path, name, in_channels, kwargs)
+    _adapt_input(model, state, in_channels)
     for key in classifier_keys(name, in_channels, kwargs):
         state.pop(key, None)
     replaced: tuple[str, ...] = getattr(model, "small_stem_new", ())
     new = [key for key in replaced if key in state and state[key].shape != target[key].shape]
     for key in new:
         del state[key]
-    # Public conversions often lack BatchNorm's update counters; PyTorch fills them in.
-    missing = [k for k in target if k not in state and k not in new and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in state if k not in target]
-    other = [
-        f"{k} {list(v.shape)} in the file, {list(target[k].shape)} in the model"
-        for k, v in state.items()
-        if k in target and v.shape != target[k].shape
-    ]
-    found = {"missing": missing, "unexpected": unexpected, "other shape": other}
-    if any(found.values()):
-        problems = "; ".join(f"{what}: {_some(keys)}" for what, keys in found.items() if keys)
-        raise ValueError(
-            f"{path} does not fit the timm model {name} (in_channels={in_channels}): {problems}. "
-            f"The file must hold timm's own key names, all of them; a classifier may be there and is left out"
-        )
+    _check(target, state, new, f"{path} does not fit the timm model {name} (in_channels={in_channels})")
     model.load_state_dict(state, strict=False)
     if new:
         warnings.warn(
             f"{name}: {_some(new)} has another shape in {path} and keeps its new initialization", stacklevel=2
         )
+
+
+def _check(target: dict[str, Tensor], state: dict[str, Tensor], new: list[str], message: str) -> None:
+    # Public conversions often lack BatchNorm's update counters; PyTorch fills them in.
+    missing = [k for k in target if k not in state and k not in new and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in target]
+    pairs = [(k, v, target[k]) for k, v in state.items() if k in target]
+    shapes = [
+        f"{k} {list(v.shape)} in the file, {list(ours.shape)} in the model"
+        for k, v, ours in pairs
+        if v.shape != ours.shape
+    ]
+    kinds = [f"{k}: {problem}" for k, v, ours in pairs if (problem := kind_problem(v, ours))]
+    found = {"missing": missing, "unexpected": unexpected, "other shape": shapes, "other numbers": kinds}
+    if any(found.values()):
+        problems = "; ".join(f"{what}: {_some(keys)}" for what, keys in found.items() if keys)
+        raise ValueError(
+            f"{message}: {problems}. "
+            f"The file must hold timm's own key names, all of them; a classifier may be there and is left out"
+        )
+    if wrong := value_problems(target, state):
+        raise ValueError(f"{message}: {_some(wrong)}; the file is damaged, or was saved by a training that failed")
+
+
+def timms_filter(name: str, in_channels: int, kwargs: dict[str, Any]) -> Callable[..., dict[str, Tensor]] | None:
+    """The function by which timm brings weights of another form into that of its model ``name``; None for none.
+
+    timm keeps no record of it in the model: it is what the model's builder hands to timm's loader, seen here.
+    """
+    found: list[Any] = []
+
+    def loader(*_: Any, filter_fn: Any = None, **__: Any) -> None:
+        found.append(filter_fn)
+
+    with torch.device("meta"), patch.object(_builder, "load_pretrained", loader), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        timm.create_model(name, pretrained=True, num_classes=0, in_chans=in_channels, **kwargs)
+    return found[0] if found else None
+
+
+def _filtered(
+    model: nn.Module, state: dict[str, Tensor], path: str, name: str, in_channels: int, kwargs: dict[str, Any]
+) -> dict[str, Tensor]:
+    convert = timms_filter(name, in_channels, kwargs)
+    if convert is None:
+        return state
+    try:
+        try:
+            converted = dict(convert(dict(state), model))
+        except TypeError:  # timm still has filters that take no model, and tries them in this order too
+            converted = dict(convert(dict(state)))  # type: ignore[call-arg]
+    except Exception:  # made for files of one model; what does not fit another is listed later
+        return state
+    if changed := [key for key in converted if key in state and converted[key].shape != state[key].shape]:
+        key = changed[0]
+        warnings.warn(
+            f"{name}: timm resamples {_some(changed)} of {path} ({key} from {list(state[key].shape)} to "
+            f"{list(converted[key].shape)}), because the file is of another size of images or patches",
+            stacklevel=3,
+        )
+    return converted
 
 
 def classifier_keys(name: str, in_channels: int, kwargs: dict[str, Any], num_classes: int = 2) -> dict[str, torch.Size]:
@@ -85,24 +138,28 @@ def _read(path: str) -> dict[str, Tensor]:
             f"or true for timm's weights from its hub, or false for none"
         )
     try:
-        return dict(load_file(file))
-    except SafetensorError as error:
+        return read_weights(file)[0]
+    except ValueError as error:
         raise ValueError(
-            f"backbone.pretrained={path!r} is not a safetensors file ({error}); convert it with "
-            f"safetensors.torch.save_file(state_dict, PATH), in timm's key names"
+            f"backbone.pretrained={path!r}: {error}; convert it with safetensors.torch.save_file(state_dict, PATH), in "
+            "timm's key names"
         ) from error
 
 
-def _adapt_input(model: nn.Module, state: dict[str, Tensor], in_channels: int) -> dict[str, Tensor]:
+def _adapt_input(model: nn.Module, state: dict[str, Tensor], in_channels: int) -> None:
+    """Bring the first convolutions to ``in_channels``, where they are those of timm's own number of channels."""
     config: Any = model.pretrained_cfg
-    first, base = config.get("first_conv") or (), config["input_size"][0]
-    for name in (first,) if isinstance(first, str) else first:
-        key = f"{name}.weight"
-        # A file that was saved from a model with these in_channels already fits.
-        fits = key not in state or state[key].shape[1] == model.get_parameter(key).shape[1]
-        if in_channels != base and not fits and state[key].ndim == 4:
-            state[key] = adapt_input_conv(in_channels, state[key], base_chans=base)
-    return state
+    first, base = _builder.get_model_traits(model).get("first_conv", config.get("first_conv")), config["input_size"][0]
+    for name in (first,) if isinstance(first, str) else first or ():
+        key, module = f"{name}.weight", model.get_submodule(name)
+        if in_channels == base or key not in state or not isinstance(module, nn.Conv2d):
+            continue
+        given, channels = state[key], module.weight.shape[1]
+        if given.ndim != 4 or given.shape[1] == channels:  # a file of a model with these in_channels already fits
+            continue
+        if given.shape[1] * in_channels == base * channels:  # a stem may fold pixels into channels, or have groups
+            with suppress(NotImplementedError):  # which timm cannot adapt: refused for its shape
+                state[key] = adapt_input_conv(in_channels, given, base_chans=base)
 
 
 def _some(items: Iterable[str], limit: int = 4) -> str:

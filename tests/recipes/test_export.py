@@ -216,3 +216,89 @@ def test_nothing_outside_the_heads_folder_is_imported(kind: str, tmp_path: Path,
     save_file(load_file(path), path, metadata | {"architecture": "local-dir:/tmp"})
     with pytest.raises(ValueError, match="hub and folder sources are not allowed"):
         load_exported(path)
+
+
+DEEP = "[" * 900 + "]" * 900
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("kwargs", "{", r"the metadata cannot be read \(JSONDecodeError"),
+        ("kwargs", "[]", r"kwargs in the metadata must be a dict, got \[\]"),
+        ("kwargs", DEEP, "the metadata cannot be read|must be a dict"),
+        ("kwargs", '{"img_size": "x"}', "the metadata describe no network"),
+        ("kwargs", '{"stem_chs": -3}', "the metadata describe no network"),
+        ("kwargs", '{"act_layer": "nothing"}', "the metadata describe no network"),
+        ("in_channels", "true", "in_channels in the metadata must be a int, got True"),
+        ("in_channels", "0", r"the metadata describe no network \(backbone.in_channels=0"),
+        ("in_channels", "9" * 5000, r"the metadata cannot be read \(ValueError"),
+        ("in_channels", "9" * 30, "in the metadata, in_channels: the number does not fit into 64 bits"),
+        ("classes", '["a", 3, "c"]', "in the metadata, class names are text of at most 1000 characters, got '3'"),
+        ("classes", "[]", "in the metadata, classes must be a list of 1 to 100,000 names"),
+        ("classes", '["a", "b"]', r"does not hold the weights of test_resnet: head.weight: \[3, .* in the file, \[2"),
+        ("surgery", "[]", "surgery in the metadata must be a dict"),
+        ("surgery", '{"x": 3}', "the metadata describe no network"),
+        ("architecture", "resnet81", r"the metadata describe no network \(backbone.name=resnet81 is not known"),
+        ("preprocessing", {"mean": [0.5]}, "the metadata describe no network .*backbone.mean has 1 values"),
+        (
+            "preprocessing",
+            {"mean": ["x"] * 3},
+            r"in the metadata, preprocessing.mean must be a list of numbers, got \['x",
+        ),
+        ("preprocessing", {"mean": None}, "preprocessing.mean in the metadata must be a list, got None"),
+        ("preprocessing", {"std": [0, 1, 1]}, "the metadata describe no network .*backbone.std=.* must be above 0"),
+        (
+            "preprocessing",
+            {"std": [float("nan")] * 3},
+            "in the metadata, preprocessing.std.0: nan is not a finite number",
+        ),
+        ("preprocessing", {"image_size": 0}, "in the metadata, preprocessing.image_size=0 must lie in 1"),
+        ("preprocessing", {"interpolation": 3}, "in the metadata, preprocessing.interpolation must be of type str"),
+        ("head", {"class": 3}, "head.class in the metadata must be a str, got 3"),
+        ("head", {"settings": {"nothing": 1}}, "the metadata describe no network .*nothing"),
+        ("head", {"settings": {"dropout_prob": "x"}}, "the metadata describe no network"),
+        ("head", {"keys": {"weight": 3}}, "in the metadata, head.keys.weight must be a name, got 3"),
+        (
+            "head",
+            {"keys": {"weight": "fc.weight", "bias": "fc.weight"}},
+            "in the metadata, head.keys names one weight twice",
+        ),
+        ("head", {"keys": {"weight": "nothing"}}, "lacks the weight nothing, which its metadata name"),
+        (
+            "head",
+            {"keys": {"weight": "fc.bias", "bias": "fc.weight"}},
+            r"does not hold the weights of .* head.weight: \[3\]",
+        ),
+    ],
+)
+def test_metadata_of_another_form(tmp_path: Path, photographs: Tensor, key: str, value: Any, message: str) -> None:
+    path = tmp_path / "net.safetensors"
+    export(make("test_resnet"), path, photographs)
+    metadata = metadata_of(path)
+    if isinstance(value, dict):
+        value = json.dumps(json.loads(metadata[key]) | value)
+    save_file(load_file(path), path, metadata | {key: value})
+    with pytest.raises(ValueError, match=rf"net.safetensors.*(?:{message})") as error:
+        load_exported(path)
+    assert len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value.to(torch.int8), "numbers of type int8; allowed are"),
+        (lambda value: value * float("nan"), r"value\(s\) that are not finite numbers"),
+        (lambda value: value[None], r"in the file, \["),
+    ],
+)
+def test_weights_of_another_form(tmp_path: Path, photographs: Tensor, change: Any, message: str) -> None:
+    path = tmp_path / "net.safetensors"
+    export(make("test_resnet"), path, photographs)
+    metadata, state = metadata_of(path), load_file(path)
+    for key in ("conv1.0.weight", "fc.bias"):
+        save_file(state | {key: change(state[key])}, path, metadata)
+        if key == "fc.bias" and "\\[" in message:
+            continue  # a head's weight is brought into its shape
+        with pytest.raises(ValueError, match=rf"does not hold the weights of test_resnet: .*{message}"):
+            load_exported(path)
