@@ -47,6 +47,8 @@ def load_modules(task: Task, shared: dict[str, Any], own: dict[str, Any]) -> Non
 
 def load_rest(task: Task, shared: dict[str, Any], own: dict[str, Any]) -> None:
     """Optimizer, sums and, last, the random generators; on the device, right before the first update."""
+    if (stored := len(shared["optimizers"])) != (now := len(task.trainer.optimizers)):
+        raise ValueError(f"there are {now} optimizer(s) now and {stored} in the checkpoint")
     for optimizer, state in zip(task.trainer.optimizers, shared["optimizers"], strict=True):
         optimizer.load_state_dict(state)
     task.train_meter.load(own["meter"], task.device)

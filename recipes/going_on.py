@@ -65,6 +65,17 @@ def check_same(content: Content, config: Content, data: ImageData, task: Task, w
         raise ConfigError([f"cannot go on with this run: {line}" for line in problems])
 
 
+def load_stored(network: Any, state: dict[str, Any], path: Path) -> None:
+    """Give a network the weights of a checkpoint of the same run.
+
+    Raises:
+        ConfigError: they are of another network, or other numbers.
+    """
+    if problems := fit_problems(network.state_dict(), state)[:4]:
+        raise ConfigError([f"the weights of {path} do not fit the network of the run: {line}" for line in problems])
+    network.load_state_dict(state)
+
+
 def _weight_problems(content: Content, task: Task) -> list[str]:
     """What of the networks does not fit; whether the state of the parts does, they say themselves as they load it."""
     stored, target = content["training"]["task"], task.state_dict()

@@ -33,7 +33,7 @@ from recipes.directory import (
     write_text,
 )
 from recipes.evaluate import test_data
-from recipes.going_on import check_same, where
+from recipes.going_on import check_same, load_stored, where
 from recipes.keeper import Keeper
 from recipes.lock import Lock, Locked
 from recipes.peers import Peers
@@ -274,7 +274,7 @@ class Run:
                 stacklevel=2,
             )
         network = self.task.evaluated_network
-        network.load_state_dict(found[0]["network"])  # type: ignore[union-attr, operator]
+        load_stored(network, found[0]["network"], found[1])
         network.to(self.trainer.strategy.root_device)  # type: ignore[union-attr, operator]  # fit leaves it on the CPU
         data = test_data(self.data, directory)
         return {name: evaluator(network, data) for name, evaluator in self.evaluators.items()}  # type: ignore[arg-type]

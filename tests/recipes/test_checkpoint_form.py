@@ -1,31 +1,32 @@
 """The form of an intact checkpoint: each key that is read is there and of its kind, and the message names it."""
 
 import copy
+import os
 import re
 import shutil
+import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY
 
 import recipes
 from recipes.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
 from recipes.checkpoint_form import check_evaluable, check_resumable
 from recipes.cli import evaluate, export
-from recipes.stop import Stopped
 from recipes.validate import ConfigError
 
-pytestmark = pytest.mark.fault
-WORDS = [*TINY, "backbone=test_efficientnet", "data.limit_train=16", "trainer.max_epochs=2", "evaluator=[]"]
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from benchmarks.fuzz_checkpoints import MUTATIONS, mutated, outcome, outcome_in_child, source  # noqa: E402
+
+pytestmark = [pytest.mark.fault, pytest.mark.skipif(not hasattr(os, "fork"), reason="the fuzz forks")]
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """The directory of a run that was stopped in its second epoch."""
-    folder = tmp_path_factory.mktemp("form")
-    with pytest.raises(Stopped):
-        recipes.build("grocery_baseline", [*WORDS, f"output={folder}", "name=run", "stop_after=3"]).run()
-    return folder / "grocery_baseline" / "run"
+    return source(tmp_path_factory.mktemp("form")).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +185,7 @@ def run_with(tmp_path, stopped):
         ("training/task/network.head.bias", KeyError, "network.head.bias is missing"),
         ("training/task/network.head.bias", torch.zeros(3), r"network.head.bias: \[3\] in the file, \[40\] in the"),
         ("training/task/stranger", torch.zeros(3), "its state does not fit: .*stranger"),
-        ("training/optimizers", [], "its state does not fit: zip"),
+        ("training/optimizers", [], "its state does not fit: there are 1 optimizer.s. now and 0 in the checkpoint"),
         ("training/optimizers/0", {"state": {}}, "its state does not fit: 'param_groups'"),
         ("processes/0/parts", {"nothing": {}}, "its state does not fit: .*nothing"),
     ],
@@ -210,3 +211,19 @@ def test_the_generation_before_takes_the_place_of_one_of_another_form(tmp_path, 
     with pytest.warns(UserWarning, match="last.ckpt is ignored: .* is none to go on from: position is missing"):
         content, path = CheckpointStore(tmp_path).newest("last", form=check_resumable)
     assert (content["update"], path.name) == (3, "last.previous.ckpt")
+
+
+def test_a_mutated_checkpoint_is_refused_or_read_as_what_it_is(tmp_path, stopped):
+    """``python -m benchmarks.fuzz_checkpoints`` makes hundreds."""
+    path = stopped / "checkpoints" / "last.ckpt"
+    data, whole, counts = path.read_bytes(), load_checkpoint(path), Counter()
+    assert outcome(path, whole) == "equal"
+    for number in range(3 * len(MUTATIONS)):
+        name, changed = mutated(data, 1, number)
+        assert mutated(data, 1, number) == (name, changed), "a function of seed and number"
+        target = tmp_path / "mutated.ckpt"
+        target.write_bytes(changed)
+        kind, said = outcome_in_child(target, whole)
+        assert kind in ("equal", "other", "refused"), f"{name}, number {number}: {kind}: {said}"
+        counts[kind] += 1
+    assert counts["refused"] > len(MUTATIONS)
