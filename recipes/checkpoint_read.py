@@ -35,31 +35,30 @@ def check_content(value: Any) -> None:
 
 
 def _height(value: Any, path: tuple[Any, ...], known: dict[int, int]) -> int:
-    """Levels below ``value``, which is all right; ``known`` has those of what was looked at before."""
+    """Levels below ``value``, which is all right; ``known`` has those of the containers that were looked at before."""
     kind = type(value)
     if kind in _PLAIN or (kind is int and value.bit_length() <= MAX_BITS):
         return 0
-    levels = known.get(id(value), 0)
-    if len(path) + levels > MAX_DEPTH:
-        raise TypeError(f"{_dotted(path[:4])} is nested more than {MAX_DEPTH} levels deep, or in itself")
-    if id(value) in known:
-        return levels
     if kind is torch.Tensor or kind is nn.Parameter:
         if (problem := _problem_of_tensor(value)) is not None:
             raise TypeError(f"{_dotted(path)} is {problem}")
-    elif kind is list or kind is tuple:
-        levels = 1 + max((_height(item, (*path, index), known) for index, item in enumerate(value)), default=0)
-    elif kind is dict or kind is OrderedDict:
-        for key in value:
-            if type(key) is not str and (type(key) is not int or abs(key) >= MAX_KEY):
-                raise TypeError(f"{_dotted(path)} has the key {key!r:.80}; keys of a checkpoint are text or integers")
-        levels = 1 + max((_height(item, (*path, key), known) for key, item in value.items()), default=0)
-    else:
+        return 0
+    if kind not in (list, tuple, dict, OrderedDict):
         raise TypeError(
             f"{_dotted(path)} is a {kind.__module__}.{kind.__qualname__}"
             f"{f' of more than {MAX_BITS} bits' if kind is int else ''}; a checkpoint holds tensors and plain values "
             "only (dict, list, tuple, str, int, float, bool, None); store it as these"
         )
+    levels = known.get(id(value), 0)
+    if len(path) + levels > MAX_DEPTH:
+        raise TypeError(f"{_dotted(path[:4])} is nested more than {MAX_DEPTH} levels deep, or in itself")
+    if levels or not value:
+        return levels
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in pairs:
+        if type(key) is not str and (type(key) is not int or abs(key) >= MAX_KEY):
+            raise TypeError(f"{_dotted(path)} has the key {key!r:.80}; keys of a checkpoint are text or integers")
+        levels = max(levels, 1 + _height(item, (*path, key), known))
     known[id(value)] = levels
     return levels
 

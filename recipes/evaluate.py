@@ -129,9 +129,10 @@ def _subject(
     from recipes.make import rebuild_network
 
     content = load_checkpoint(checkpoint, check_evaluable)
-    config = stored_config(content)
+    where = f"the checkpoint {checkpoint}"
+    config = stored_config(content, where)
     node = data or change_data(without_download(config["data"]), data_words, evaluators=evaluator)
-    network = rebuild_network(config, len(content["classes"]), content["network"])
+    network = rebuild_network(config, len(content["classes"]), content["network"], where)
     path = Path(checkpoint)
     run = path if path.is_dir() else path.parent.parent if path.parent.name == "checkpoints" else path.parent
     classes = tuple(content["classes"])

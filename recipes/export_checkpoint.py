@@ -30,8 +30,9 @@ def export_checkpoint(*, checkpoint: str, format: Literal["timm"] = "timm", outp
 
     try:
         content = load_checkpoint(checkpoint, check_evaluable)
-        config = stored_config(content)
-        network = rebuild_network(config, len(content["classes"]), content["network"]).eval()
+        where = f"the checkpoint {checkpoint}"
+        config = stored_config(content, where)
+        network = rebuild_network(config, len(content["classes"]), content["network"], where).eval()
         path = Path(output) if output else _default_path(checkpoint, config["recipe"])
         if path.exists():
             raise FileExistsError(f"{path} exists and is not overwritten; choose another output=")

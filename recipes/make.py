@@ -62,7 +62,9 @@ def without_pretrained(backbone: Part) -> Part:
     return {**backbone, "pretrained": False} if "pretrained" in signature(backbone[TARGET]) else backbone
 
 
-def rebuild_network(config: Part, num_classes: int, state: dict[str, torch.Tensor]) -> Network:
+def rebuild_network(
+    config: Part, num_classes: int, state: dict[str, torch.Tensor], where: str = "the checkpoint"
+) -> Network:
     """The network of a stored configuration with stored weights; pretrained files are not needed again.
 
     Raises:
@@ -78,11 +80,11 @@ def rebuild_network(config: Part, num_classes: int, state: dict[str, torch.Tenso
     target = network.state_dict()
     if wrong := fit_problems(target, state):
         raise ValueError(
-            f"the checkpoint does not fit its recipe's network with {num_classes} classes: {_some(wrong)}; "
+            f"{where} does not fit its recipe's network with {num_classes} classes: {_some(wrong)}; "
             "evaluate it on data with the classes it was trained for"
         )
     if wrong := value_problems(target, state):
-        raise ValueError(f"the weights of the checkpoint cannot be computed with: {_some(wrong)}")
+        raise ValueError(f"the weights of {where} cannot be computed with: {_some(wrong)}")
     network.load_state_dict(state)
     return network
 

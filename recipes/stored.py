@@ -13,8 +13,12 @@ MAX_CLASSES, MAX_NAME, MAX_SIDE = 100_000, 1000, 16_384
 SIZES = {"image_size": int, "resize_size": int, "interpolation": str}
 
 
-def stored_config(content: dict[str, Any]) -> dict[str, Any]:
+def stored_config(content: dict[str, Any], where: str = "the checkpoint") -> dict[str, Any]:
     """The configuration a checkpoint holds as YAML text, as a plain dict.
+
+    Args:
+        content: what was read.
+        where: what a message calls it.
 
     Raises:
         ConfigError: parts that are none of their group, values that are not plain, a recipe's name that is none, or
@@ -24,16 +28,16 @@ def stored_config(content: dict[str, Any]) -> dict[str, Any]:
         config = read_yaml(content["config"])
     except (KeyError, ValueError) as error:
         reason = "there is none" if isinstance(error, KeyError) else str(error)
-        raise ConfigError([f"the checkpoint holds no configuration that can be read ({reason})"]) from error
+        raise ConfigError([f"{where} holds no configuration that can be read ({reason})"]) from error
     if not isinstance(config, dict) or type(config.get("seed")) is not int or not 0 <= config["seed"] < 2**32:
-        raise ConfigError(["the checkpoint holds no configuration of a run: its groups and its seed are missing"])
+        raise ConfigError([f"{where} holds no configuration of a run: its groups and its seed are missing"])
     problems = value_problems(config) or [x for group in STORED for x in group_problems(group, config.get(group))]
     if not re.fullmatch(r"\w[\w.-]{0,99}", str(config.get("recipe"))):  # it becomes the name of a file
         problems.append(f"recipe={str(config.get('recipe'))[:200]!r} is no name of a recipe")
     if problems:
-        raise ConfigError([f"in the configuration of the checkpoint, {line}" for line in problems])
+        raise ConfigError([f"in the configuration of {where}, {line}" for line in problems])
     if problems := [*class_problems(content.get("classes")), *preprocessing_problems(content.get("preprocessing"))]:
-        raise ConfigError([f"in the checkpoint, {line}" for line in problems])
+        raise ConfigError([f"in {where}, {line}" for line in problems])
     return config
 
 
