@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-import lightning_modules.heads
 from lightning_modules.backbones.timm_backbone import create_backbone
 from lightning_modules.heads.base import Head
 from lightning_modules.network import Network
@@ -18,6 +16,7 @@ from lightning_modules.surgery.base import operate
 from lightning_modules.weights_file import read_weights
 from recipes.make import make
 from recipes.plain import value_problems as value_problems_of
+from recipes.signature import TARGET
 from recipes.stored import class_problems, preprocessing_problems
 
 
@@ -123,13 +122,8 @@ def _other_problems(facts: dict[str, Any]) -> list[str]:
 
 
 def _make_head(stated: dict[str, Any], in_features: int, num_classes: int) -> Head:
-    module, _, name = stated["class"].rpartition(".")
-    package = lightning_modules.heads
-    allowed = {f"{package.__name__}.{file.stem}" for file in Path(package.__path__[0]).glob("[!_]*.py")}
-    kind = getattr(import_module(module), name, None) if module in allowed else None
-    if not (isinstance(kind, type) and issubclass(kind, Head)):
-        raise ValueError(f"head {stated['class']!r} is not one of ours; heads lie in {', '.join(sorted(allowed))}")
-    return kind(in_features, num_classes, **stated["settings"])
+    head: Head = make({TARGET: stated["class"], **stated["settings"]}, in_features, num_classes, group="head")
+    return head
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
