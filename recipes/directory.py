@@ -38,7 +38,8 @@ def open_directory(output: str, recipe: str, name: str | None, seed: int, config
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,99}", name):
         raise ConfigError([f"name={name!r} must be a plain file name: letters, digits and ._=+- (at most 100)"])
     first = Path(output) / recipe / (name or f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_seed{seed}")
-    for directory in (first, *(first.with_name(f"{first.name}_{number}") for number in range(2, 10_000))):
+    for number in range(1, 10_000):
+        directory = first if number == 1 else first.with_name(f"{first.name}_{number}")
         if not directory.exists() or (name is not None and _is_husk(directory)):
             return _make(directory), False
         if name is not None and read_status(directory).get("state") != "finished":
