@@ -33,6 +33,7 @@ def test_recipes_compose_and_say_what_they_are(recipe):
     fields = header(recipe)
     assert all(fields.get(name) for name in ("what", "paper", "data", "command", "expect", "cost"))
     assert f"recipe={recipe}" in fields["command"] and "TBD" not in str(fields)
+    assert ("(embedded)" in fields["data"]) == config["data"]["_target_"].startswith("datamodules.grocery.")
     assert yaml.safe_load(to_yaml(config)) == config
 
 
