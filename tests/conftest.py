@@ -1,5 +1,6 @@
 """A network small enough to check by hand, and batches for it."""
 
+import multiprocessing
 import os
 from collections.abc import Callable
 
@@ -16,6 +17,10 @@ from lightning_modules.network import Network
 from lightning_modules.part import Context
 
 CLASSES, TRAIN = 3, 40
+# Processes of tests are forked from one server, which imports this once, whichever test starts it.
+multiprocessing.set_forkserver_preload(
+    ["recipes", "recipes.assemble", "recipes.cli", "recipes.report.page", "torch.utils.tensorboard", "processes"]
+)
 
 
 class TinyBackbone(nn.Module):

@@ -1,5 +1,6 @@
 """Two processes that believe torchrun started them, forked from one server that has imported everything."""
 
+import functools
 import multiprocessing
 import os
 import socket
@@ -8,7 +9,6 @@ import time
 from dataclasses import dataclass
 
 WORLD = 2
-PRELOAD = ["recipes", "recipes.assemble", "recipes.cli", "recipes.report.page", "torch.utils.tensorboard", __name__]
 #: A transformer without batch norm and three updates an epoch on the embedded photographs.
 TINY = [
     "backbone=test_vit",
@@ -47,10 +47,19 @@ def _child(rank, world, port, function, args, log):
     sys.exit(function(rank, *args))
 
 
+@functools.cache
+def server():
+    """The server, after all of its imports: no test's limit of time holds them."""
+    context = multiprocessing.get_context("forkserver")
+    first = context.Process(target=int)
+    first.start()
+    first.join()
+    return context
+
+
 def start(function, args, folder, world=WORLD):
     """Start ``function(rank, *args)`` in every process; what it returns is the exit code."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context = server()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -85,7 +85,6 @@ def both(tmp_path_factory):
     """What the two processes saw, by rank, and the directory of saved batches."""
     directory = tmp_path_factory.mktemp("processes")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lightning_modules.finite_guard", __name__])
     results = context.Queue()
     processes = [
         context.Process(target=child, args=(rank, directory / "rendezvous", directory, results), daemon=True)

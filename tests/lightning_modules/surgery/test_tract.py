@@ -298,7 +298,6 @@ def ddp_case(gram):
 
 def test_global_second_moment_does_not_depend_on_the_number_of_processes(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lightning_modules.surgery.tract", __name__])
     results = context.Queue()
     processes = [
         context.Process(target=process, args=(r, tmp_path / "rendezvous", results), daemon=True) for r in (0, 1)
