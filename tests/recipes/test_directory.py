@@ -211,15 +211,3 @@ def test_host_memory_runs_out(tmp_path):
     run.task.measure_training = lambda *args: {"accuracy": torch.empty(2**60)}
     with pytest.raises(RuntimeError, match="out of memory .*data.batch_size=8"):
         run.run()
-
-
-def test_without_home_terminal_or_locale_and_with_odd_paths(tmp_path):
-    """One real process; the report and the checkpoints lie below a folder with a space and letters of two alphabets."""
-    output = tmp_path / "a b" / "größe-размер"
-    environment = {"PATH": os.environ["PATH"], "LANG": "C", "LC_ALL": "C", "OMP_NUM_THREADS": "1"}
-    words = [*WORDS, "recipe=grocery_baseline", f"output='{output}'", "name=odd"]
-    command = [sys.executable, str(ROOT / "train.py"), *words]
-    done = subprocess.run(command, env=environment, capture_output=True, stdin=subprocess.DEVNULL, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    assert (output / "grocery_baseline" / "odd" / "report.html").is_file()
-    assert b"\x1b" not in done.stdout, "no colours where there is no terminal"

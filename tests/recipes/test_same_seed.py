@@ -1,4 +1,4 @@
-"""One seed is one result, whatever process, hash seed and number of loader processes it runs in."""
+"""One seed is one result, whatever process, hash seed, number of loader processes and environment it runs in."""
 
 import os
 import subprocess
@@ -25,20 +25,35 @@ WORDS = [
     "regularizer.saf.start_epoch=0",
     "trainer.max_epochs=2",
     "trainer.accelerator=cpu",
-    "evaluator=[]",
     "callback=[]",
 ]
 
 
-def test_another_process_with_another_hash_seed_and_loaders(tmp_path):
-    words = [*WORDS, f"output={tmp_path}"]
-    command = [sys.executable, str(ROOT / "train.py"), *words, "name=other", "data.num_workers=2"]
-    keys = {"PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "1"}
-    other = subprocess.Popen(command, env=os.environ | keys, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    recipes.build(overrides=[*words, "name=here", "data.num_workers=0"]).run()
-    error = other.communicate(timeout=120)[1].decode()
-    assert other.returncode == 0, error
-    here, there = (
-        CheckpointStore(tmp_path / "grocery_saf" / name / "checkpoints").newest("last")[0] for name in ("here", "other")
-    )
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The folder of a run in this process, and that of the same run in a process unlike it, with what that printed.
+
+    The other one has another hash seed, two loader processes and hardly an environment, and leaves its run below a
+    folder with a space and letters of two alphabets.
+    """
+    here = tmp_path_factory.mktemp("here")
+    there = here / "a b" / "größe-размер"
+    command = [sys.executable, str(ROOT / "train.py"), *WORDS, f"output='{there}'", "name=run", "data.num_workers=2"]
+    keys = {"PATH": os.environ["PATH"], "LANG": "C", "LC_ALL": "C", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "12345"}
+    pipes = {name: subprocess.PIPE for name in ("stdout", "stderr")}
+    other = subprocess.Popen(command, env=keys, stdin=subprocess.DEVNULL, **pipes)
+    recipes.build(overrides=[*WORDS, f"output={here}", "name=run", "data.num_workers=0"]).run()
+    out, error = other.communicate(timeout=120)
+    assert other.returncode == 0, error.decode()
+    return here / "grocery_saf" / "run", there / "grocery_saf" / "run", out
+
+
+def test_another_process_with_another_hash_seed_and_loaders(both):
+    here, there = (CheckpointStore(folder / "checkpoints").newest("last")[0] for folder in both[:2])
     assert here["update"] == 6 and not (found := differing(here, there)), found[:5]
+
+
+def test_without_home_terminal_or_locale_and_with_odd_paths(both):
+    _, folder, printed = both
+    assert (folder / "report.html").is_file()
+    assert b"\x1b" not in printed, "no colours where there is no terminal"
