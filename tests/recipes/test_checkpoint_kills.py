@@ -10,6 +10,13 @@ from recipes import sidecar
 pytestmark = MARKS
 
 
+@pytest.fixture(autouse=True)
+def unflushed(monkeypatch):
+    """A killed process loses nothing that it wrote, so that a thousand waits for the disk would show nothing here; what
+    is flushed, and when, test_checkpoint_background.py looks at."""
+    monkeypatch.setattr(os, "fsync", lambda number: None)
+
+
 @pytest.mark.parametrize("point", POINTS)
 def test_a_kill_at_any_point_leaves_a_whole_generation(tmp_path, point):
     save(tmp_path, 1)
