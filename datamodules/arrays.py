@@ -46,7 +46,8 @@ class ArraySource(Dataset[Batch]):
             image = to_float(self.images.index_select(0, placed))
         else:
             image = self.augment(self.images, index, view, seed=self.seed, epoch=keys.epoch, size=self.size)
-        return Batch(image, self.labels.index_select(0, placed), placed, view.to(device, non_blocking=True))
+        label, view = self.labels.index_select(0, placed), view.to(device, non_blocking=True)
+        return Batch(image, label, placed, view, position=keys.position)
 
 
 class ArrayData(ImageData):

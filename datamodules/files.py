@@ -60,7 +60,7 @@ class FileSource(Dataset[Batch]):
         if any(picture is None for picture in pictures):
             pictures, index, view = self._without_gaps(pictures, index, view, keys.epoch)
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()  # type: ignore[arg-type]
-        return Batch(to_float(images), self.labels[index], index, view)
+        return Batch(to_float(images), self.labels[index], index, view, position=keys.position)
 
     def picture(self, position: int, seeds: tuple[int, ...] | None = None) -> np.ndarray:
         """One image as it goes into a batch, ``[H, W, 3]`` uint8; augmented where there are seeds.

@@ -25,11 +25,18 @@ class Keys:
         epoch: 0-based epoch.
         index: ``[B]`` int64 position of each sample in its full set.
         view: ``[B]`` int64, how often each sample was visited before in the same epoch.
+        batch: 0-based number of the batch in its epoch.
     """
 
     epoch: int
     index: np.ndarray
     view: np.ndarray
+    batch: int = 0
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Where training stands before this batch: its epoch, and the batches of that epoch before it."""
+        return self.epoch, self.batch
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -109,7 +116,7 @@ class TrainingOrder(Sampler[Keys]):
                 self.epoch, self.start = epoch + 1, 0
             first = batch * self.batch_size
             a, b = share(first, first + self.samples_of(batch), rank, world)
-            yield Keys(epoch, index[a:b], view[a:b])
+            yield Keys(epoch, index[a:b], view[a:b], batch)
 
     def check_shares(self, world: int) -> None:
         """Refuse a batch with fewer samples than ranks.
@@ -163,6 +170,6 @@ class StoredOrder(Sampler[Keys]):
         rank, world = rank_and_world()
         if len(self.index) < world:
             raise ValueError(f"{len(self.index)} samples cannot be shared by {world} processes; use fewer processes")
-        for start, stop in self._bounds(world):
+        for batch, (start, stop) in enumerate(self._bounds(world)):
             a, b = share(start, stop, rank, world)
-            yield Keys(0, self.index[a:b], np.zeros(b - a, dtype=np.int64))
+            yield Keys(0, self.index[a:b], np.zeros(b - a, dtype=np.int64), batch)

@@ -31,6 +31,8 @@ class Batch:
         survived_steps: ``[B]`` how many attack steps each sample withstood.
         partner: ``[B]`` position in this batch of the sample each one was mixed with.
         ratio: ``[B]`` share of the sample itself in the mixture; 1 means unmixed.
+        position: where training stands before this batch, as (epoch, batches of that epoch before it), where a loader
+            made it. Plain numbers, so that they can be compared without waiting for a device.
         extra: further fields by name (episode layout, pair labels); tensors are moved and split with the rest.
     """
 
@@ -44,6 +46,7 @@ class Batch:
     survived_steps: Tensor | None = None
     partner: Tensor | None = None
     ratio: Tensor | None = None
+    position: tuple[int, int] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -90,7 +93,7 @@ class Batch:
 
     @staticmethod
     def join(batches: Sequence[Batch]) -> Batch:
-        """The concatenation of micro-batches with the same fields; non-tensor extras come from the first."""
+        """The concatenation of micro-batches with the same fields; what is no tensor comes from the first."""
         first = batches[0]
         changes: dict[str, Any] = {
             name: torch.cat([getattr(batch, name) for batch in batches])
@@ -108,7 +111,7 @@ def _rows(tensor: Tensor, start: int, stop: int) -> Tensor:
     return tensor[start:stop]
 
 
-_TENSOR_FIELDS = tuple(f.name for f in fields(Batch) if f.name != "extra")
+_TENSOR_FIELDS = tuple(f.name for f in fields(Batch) if f.name not in ("position", "extra"))
 
 
 @dataclass(slots=True)

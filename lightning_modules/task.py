@@ -202,6 +202,7 @@ class Task(RangeChecked, LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One update on one batch."""
         self.between_updates = False
+        self._check_position(batch, batch_idx)
         self._check_batch(batch)
         optimizer, world = self._optimizer, self._world
         self.schedule.step_update(self.update)
@@ -252,6 +253,17 @@ class Task(RangeChecked, LightningModule):
         """The norm of each gradient; where clipping was asked for, that of the whole gradient."""
         norms = torch._foreach_norm([p.grad for p in self._trained if p.grad is not None])
         return norms if self.clip_norm is None else [torch.linalg.vector_norm(torch.stack(norms))]
+
+    def _check_position(self, batch: Batch, batch_idx: int) -> None:
+        """Refuse a batch of another place than the one training is at: the run would not be the one asked for."""
+        if batch.position is not None and batch.position != (self.epoch, batch_idx):
+            epoch, number = batch.position
+            raise RuntimeError(
+                f"the loader gave batch {number} of epoch {epoch} where batch {batch_idx} of epoch {self.epoch} is due "
+                "(counted from 0); nothing was trained on it. Something else took batches out of the training loader, "
+                "or set its position: let it iterate train_eval_dataloader() instead, and go on from the last "
+                "checkpoint with resume=RUN"
+            )
 
     def _check_batch(self, batch: Batch) -> None:
         """The one batch a network with batch norm cannot learn from."""

@@ -13,8 +13,9 @@ from kernels.batch import Batch
 def full(count: int = 5) -> Batch:
     """Every field set, all of them different tensors."""
     image, index = torch.rand(count, 3, 2, 2), torch.arange(count)
-    names = {f.name for f in fields(Batch)} - {"image", "label", "index", "extra"}
-    return Batch(image, index % 2, index, **{name: torch.rand(count) for name in names}, extra={"pair": index + 7})
+    names = {f.name for f in fields(Batch)} - {"image", "label", "index", "position", "extra"}
+    named = {name: torch.rand(count) for name in names}
+    return Batch(image, index % 2, index, **named, position=(3, 1), extra={"pair": index + 7})
 
 
 def test_what_is_one_tensor_stays_one() -> None:
@@ -43,9 +44,10 @@ def test_split_and_join_keep_every_field(parts: int) -> None:
     batch = full()
     again = Batch.join(batch.split(parts))
     for field in fields(Batch):
-        if field.name != "extra":
+        if field.name not in ("position", "extra"):
             assert torch.equal(getattr(again, field.name), getattr(batch, field.name)), field.name
     assert torch.equal(again.extra["pair"], batch.extra["pair"])
+    assert again.position == batch.position == batch.to("meta").position == (3, 1)
 
 
 class Elsewhere:

@@ -228,3 +228,17 @@ def test_arguments_that_cannot_work(make_network, make_task):
         make_task(make_network(), micro_batches=0)
     with pytest.raises(ValueError, match="clip_norm=0.0 is out of range; allowed: clip_norm > 0"):
         make_task(make_network(), clip_norm=0.0)
+
+
+@pytest.mark.parametrize("position", [(1, 2), (0, 3), (0, 1)])
+def test_a_batch_of_another_place_is_not_trained_on(position, make_task, make_network, train_batches):
+    """The batches say where they belong, and the third says something else."""
+    placed = [batch.replace(position=(0, number)) for number, batch in enumerate(train_batches)]
+    whole, task = make_task(make_network()), make_task(make_network())
+    fit(whole, placed, epochs=1)
+    assert whole.update == STEPS
+    placed[2] = placed[2].replace(position=position)
+    message = f"loader gave batch {position[1]} of epoch {position[0]} where batch 2 of epoch 0 is due .*resume=RUN"
+    with pytest.raises(RuntimeError, match=message):
+        fit(task, placed, epochs=1)
+    assert task.update == 2
