@@ -23,11 +23,18 @@ class LoaderDied(RuntimeError):
 
 
 class Loader(DataLoader[Batch]):
-    """A DataLoader whose loader processes, when they die or hang, say so in words that help."""
+    """A DataLoader that knows what was taken out of it; loader processes that die or hang say so in words that help.
+
+    Once the last batch of an epoch was taken out, the training order stands at the next epoch. What was only fetched
+    ahead does not count; a loop that ends before, and iterates again, starts over at the position set last.
+    """
 
     def __iter__(self) -> Any:
-        batches = super().__iter__()
-        return self._explained(batches) if self.num_workers > 0 else batches
+        order: Any = self.batch_sampler
+        batches: Any = super().__iter__()
+        if self.num_workers > 0:
+            batches = self._explained(batches)
+        return _counted(batches, order, order.epoch, order.start) if isinstance(order, TrainingOrder) else batches
 
     def _explained(self, batches: Any) -> Iterator[Batch]:
         while True:
@@ -45,6 +52,15 @@ class Loader(DataLoader[Batch]):
                     raise
                 raise LoaderDied(reason) from error
             yield batch
+
+
+def _counted(batches: Iterator[Batch], order: TrainingOrder, epoch: int, start: int) -> Iterator[Batch]:
+    """Batches from a position on, the last of which moves the order on to the next epoch."""
+    last = len(order)
+    for done, batch in enumerate(batches, start + 1):
+        if done == last:  # before it is handed over: not every consumer asks for what comes after it
+            order.set_position(epoch, done)
+        yield batch
 
 
 def _explanation(message: str, timeout_s: float) -> str | None:

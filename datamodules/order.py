@@ -2,6 +2,9 @@
 
 A sampler of batches hands the data set the keys of one batch after another. A key is ``(epoch, index, view)``: all
 that a sample's augmentation depends on, so a worker process needs no state.
+
+Handing out keys changes nothing: loaders fetch ahead, often a whole epoch, and may throw away what they fetched. Where
+training stands is moved by what came out of a loader (``datamodules.loader``), and every batch says where it belongs.
 """
 
 from __future__ import annotations
@@ -68,8 +71,8 @@ class TrainingOrder(Sampler[Keys]):
 
     ``batch_size`` is that of the whole update: under torch.distributed every rank yields its consecutive share of
     each batch, so one process and several see the same updates.
-    The epoch advances by itself when its last batch is handed out. Iterating again before that starts over at the
-    position set last; ``len`` is always the number of batches of a whole epoch.
+    An iterator goes from the position set last, as it was when the iterator was made, to the end of that epoch, and
+    leaves the position as it is; ``len`` is always the number of batches of a whole epoch.
 
     Args:
         index: ``[N]`` positions in the full training set.
@@ -107,13 +110,14 @@ class TrainingOrder(Sampler[Keys]):
         self.epoch = epoch + further
 
     def __iter__(self) -> Iterator[Keys]:
+        return self.keys(self.epoch, self.start)
+
+    def keys(self, epoch: int, start: int = 0) -> Iterator[Keys]:
+        """The keys of this process for each batch of ``epoch`` from number ``start`` on."""
         rank, world = rank_and_world()
         self.check_shares(world)
-        epoch, start, batches = self.epoch, self.start, len(self)
         index, view = self.visits(epoch)
-        for batch in range(start, batches):
-            if batch == batches - 1:  # before the last yield: not every consumer asks for what comes after it
-                self.epoch, self.start = epoch + 1, 0
+        for batch in range(start, len(self)):
             first = batch * self.batch_size
             a, b = share(first, first + self.samples_of(batch), rank, world)
             yield Keys(epoch, index[a:b], view[a:b], batch)

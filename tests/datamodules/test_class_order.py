@@ -41,7 +41,7 @@ def even(counts: list[int]) -> bool:
 def test_every_batch_and_every_epoch(sizes: tuple[int, ...], batch_size: int, k: int) -> None:
     order, class_of = make(sizes, batch_size, k)
     for epoch in range(3):
-        batches = list(order)
+        batches = list(order.keys(epoch))
         assert len(batches) == len(order) == sum(sizes) // batch_size
         in_epoch: Counter[int] = Counter()
         uses: Counter[int] = Counter()
@@ -69,7 +69,7 @@ def test_every_batch_and_every_epoch(sizes: tuple[int, ...], batch_size: int, k:
 
 def test_over_many_epochs_the_samples_of_a_class_are_used_alike() -> None:
     order, class_of = make((5, 7, 20), 8, 4)
-    uses = Counter(i for _ in range(400) for keys in order for i in keys.index.tolist())
+    uses = Counter(i for epoch in range(400) for keys in order.keys(epoch) for i in keys.index.tolist())
     for label, size in enumerate((5, 7, 20)):
         found = np.array([uses[i] for i, own in class_of.items() if own == label])
         expected = 400 * len(order) * 8 / 3 / size
@@ -87,7 +87,7 @@ def test_companions_change_within_an_epoch() -> None:
 
 def test_epochs_and_seeds_differ_and_repeat() -> None:
     order, _ = make()
-    first, second = plain(list(order)), plain(list(order))
+    first, second = plain(list(order.keys(0))), plain(list(order.keys(1)))
     assert [b[1] for b in first] != [b[1] for b in second]
     assert plain(list(make()[0])) == first
     assert plain(list(make(seed=1)[0])) != first
@@ -107,15 +107,13 @@ def test_order_of_index_does_not_matter_to_a_class() -> None:
 
 def test_every_position_continues_exactly() -> None:
     whole, _ = make()
-    expected = plain([keys for _ in range(3) for keys in whole])
+    expected = plain([keys for epoch in range(3) for keys in whole.keys(epoch)])
     per_epoch = len(whole)
     for done in range(3 * per_epoch):
         for epoch, batches in ((0, done), divmod(done, per_epoch)):
             resumed, _ = make()
             resumed.set_position(epoch, batches)
-            rest: list[Keys] = []
-            while len(rest) < 3 * per_epoch - done:
-                rest += list(resumed)
+            rest = [*resumed, *(keys for later in range(resumed.epoch + 1, 3) for keys in resumed.keys(later))]
             assert plain(rest) == expected[done:]
 
 

@@ -19,7 +19,7 @@ def make(count: int = 23, batch_size: int = 5, seed: int = 0, drop_last: bool = 
 
 def test_each_epoch_visits_everything_once_in_another_order() -> None:
     order = make()
-    first, second = plain(list(order)), plain(list(order))
+    first, second = plain(list(order.keys(0))), plain(list(order.keys(1)))
     assert [len(index) for _, index, _ in first] == [5, 5, 5, 5, 3] and len(order) == 5
     for epoch, batches in enumerate((first, second)):
         assert {e for e, _, _ in batches} == {epoch}
@@ -38,32 +38,34 @@ def test_drop_last() -> None:
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_every_position_continues_exactly(drop_last: bool) -> None:
     whole = make(drop_last=drop_last)
-    expected = plain([keys for _ in range(3) for keys in whole])
+    expected = plain([keys for epoch in range(3) for keys in whole.keys(epoch)])
     per_epoch = len(whole)
     for done in range(3 * per_epoch):
         for epoch, batches in ((0, done), divmod(done, per_epoch)):
             resumed = make(drop_last=drop_last)
             resumed.set_position(epoch, batches)
-            rest: list[Keys] = []
-            while len(rest) < 3 * per_epoch - done:
-                rest += list(resumed)
+            rest = [*resumed, *(keys for later in range(resumed.epoch + 1, 3) for keys in resumed.keys(later))]
             assert plain(rest) == expected[done:]
             assert len(resumed) == per_epoch
 
 
-def test_epoch_advances_even_if_nobody_asks_for_the_end() -> None:
-    order = make()
-    iterator = iter(order)
-    for _ in range(len(order)):
-        next(iterator)
-    assert (order.epoch, order.start) == (1, 0)
-
-
-def test_stopping_early_starts_over() -> None:
+def test_every_batch_says_where_it_belongs() -> None:
     order = make()
     order.set_position(2, 1)
-    first = plain([next(iter(order))])
-    assert plain(list(order))[:1] == first and first[0][0] == 2
+    assert [keys.position for keys in order] == [(2, 1), (2, 2), (2, 3), (2, 4)]
+    assert [keys.position for keys in order.keys(3)] == [(3, number) for number in range(5)]
+    assert [keys.position for keys in StoredOrder(torch.arange(5), 2)] == [(0, 0), (0, 1), (0, 2)]
+
+
+def test_handing_out_changes_nothing() -> None:
+    """Not even all of it, and an iterator is of the position at which it was made."""
+    order = make()
+    order.set_position(2, 1)
+    expected = plain(list(make().keys(2, 1)))
+    early = iter(order)
+    assert plain(list(order)) == plain(list(order)) == expected and (order.epoch, order.start) == (2, 1)
+    order.set_position(5)
+    assert plain(list(early)) == expected and (order.epoch, order.start) == (5, 0)
 
 
 def test_views_count_earlier_visits() -> None:

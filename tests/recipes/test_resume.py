@@ -1,18 +1,12 @@
 """A run that was interrupted and went on equals the one that was not: weights, state, order of samples, metrics."""
 
-import csv
-import random
-
-import numpy as np
 import pytest
-import torch
+from resuming import finish, go_on, last, outcome
 from tiny import SAF, TINY
 
 import recipes
-from recipes.checkpoint import CheckpointStore
 from recipes.resume import FREE, differences
 from recipes.self_check import differing
-from recipes.stop import Stopped
 from recipes.validate import ConfigError
 
 pytestmark = pytest.mark.fault
@@ -33,32 +27,7 @@ UPDATES = 15
 
 def train(recipe, folder, name, *words):
     """Train until it stops; None, or why it stopped."""
-    run = recipes.build(recipe, [*WORDS, *words, f"output={folder}", f"name={name}"])
-    return finish(run)
-
-
-def go_on(folder, recipe, name, *words):
-    # Whatever the generators were left at by others: a resumed run brings its own.
-    torch.manual_seed(99), random.seed(99), np.random.seed(99)
-    return finish(recipes.resume_run(folder / recipe / name, words))
-
-
-def finish(run):
-    try:
-        run.run()
-    except Stopped as stopped:
-        return stopped
-    return None
-
-
-def outcome(folder, recipe, name):
-    """What ``last`` holds, and metrics.csv without its times."""
-    found = CheckpointStore(folder / recipe / name / "checkpoints").newest("last")
-    with open(folder / recipe / name / "metrics.csv", newline="") as file:
-        rows = [
-            {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in csv.DictReader(file)
-        ]
-    return found[0], rows
+    return finish(recipes.build(recipe, [*WORDS, *words, f"output={folder}", f"name={name}"]))
 
 
 @pytest.fixture(scope="module", params=list(CASES))
@@ -117,11 +86,11 @@ def test_save_every_leaves_checkpoints_inside_an_epoch(tmp_path):
     run.task.guard.before = cut
     with pytest.raises(RuntimeError, match="power failure"):
         run.run()
-    content = CheckpointStore(run.directory / "checkpoints").newest("last")[0]
+    content = last(tmp_path, "grocery_saf", "cut")
     assert content["update"] == 6 and content["position"] == [1, 1]
     assert go_on(tmp_path, "grocery_saf", "cut") is None
     assert train("grocery_saf", tmp_path, "whole", *SAF) is None
-    assert not differing(outcome(tmp_path, "grocery_saf", "whole")[0], outcome(tmp_path, "grocery_saf", "cut")[0])
+    assert not differing(last(tmp_path, "grocery_saf", "whole"), last(tmp_path, "grocery_saf", "cut"))
 
 
 @pytest.fixture
@@ -170,7 +139,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(broken, tmp_path):
         path.unlink()
     assert go_on(tmp_path, "grocery_saf", "broken", "stop_after=null") is None
     assert train("grocery_saf", tmp_path, "whole", *SAF) is None
-    assert not differing(outcome(tmp_path, "grocery_saf", "whole")[0], outcome(tmp_path, "grocery_saf", "broken")[0])
+    assert not differing(last(tmp_path, "grocery_saf", "whole"), last(tmp_path, "grocery_saf", "broken"))
 
 
 def test_a_finished_run_is_left_alone(broken, capsys):
