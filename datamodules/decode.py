@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,12 +31,14 @@ def read_rgb(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Imag
         max_pixels: refuse larger images, by the size in their header, before anything is allocated.
 
     Raises:
-        ValueError: too large, several pages, float (which has no range to map to bytes), or deeper than 8 bits with
+        ValueError: no regular file, too large, several pages, float (which has no range to map to bytes), or deeper than 8 bits with
             values of 8 bits, of which only black would be left.
         OSError: another format, truncated, unreadable (and whatever else Pillow's decoders raise for damage).
     """
     from PIL import Image, ImageOps
 
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for someone to write to it
+        raise ValueError("it is no regular file but a folder, FIFO, socket or device")
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
         _check_pixels(*_webp_canvas(file.read(30)), max_pixels)

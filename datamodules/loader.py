@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.order import StoredOrder, TrainingOrder
+from datamodules.order import Keys, StoredOrder, TrainingOrder
+from datamodules.raise_site import raised_here
 from kernels.batch import Batch
 
 TIMEOUT_S = 600  # a batch that takes longer than this hangs
@@ -19,7 +22,33 @@ GRACE_S = 2.0  # what a loader process goes on for after SIGTERM: its main proce
 
 
 class LoaderDied(RuntimeError):
-    """A loader process died or hangs."""
+    """A loader process died, hangs, or cannot be started."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """What a loader process sends in place of a batch."""
+
+    error: Exception
+
+
+class _Told(Dataset[Batch]):
+    """A source in a loader process: an error that explains itself arrives as what it is.
+
+    Torch would send its traceback as text, in the message of another error.
+    """
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def __getitems__(self, keys: Keys) -> Batch | _Failed:
+        try:
+            return cast(Batch, self.source.__getitems__(keys))
+        except Exception as error:
+            if not raised_here(error):
+                raise
+            error.add_note(f"In a loader process:\n{traceback.format_exc()}")
+            return _Failed(error)
 
 
 class Loader(DataLoader[Batch]):
@@ -31,15 +60,28 @@ class Loader(DataLoader[Batch]):
 
     def __iter__(self) -> Any:
         order: Any = self.batch_sampler
-        batches: Any = super().__iter__()
+        batches: Any = self._begun()
         if self.num_workers > 0:
             batches = self._explained(batches)
         return _counted(batches, order, order.epoch, order.start) if isinstance(order, TrainingOrder) else batches
+
+    def _begun(self) -> Iterator[Batch]:
+        try:
+            return super().__iter__()
+        except OSError as error:  # no more processes, files or memory
+            if self.num_workers == 0:
+                raise
+            raise LoaderDied(
+                f"the {self.num_workers} loader processes cannot be started ({error.strerror or error}): use fewer "
+                "data.num_workers, or raise the system's limits (ulimit -u, ulimit -n)"
+            ) from error
 
     def _explained(self, batches: Any) -> Iterator[Batch]:
         while True:
             try:
                 batch = next(batches)
+                if isinstance(batch, _Failed):
+                    raise batch.error
             except StopIteration:
                 return
             except Exception as error:
@@ -104,7 +146,7 @@ def make_loader(
     # Its own generator: a loader without one draws its workers' base seed from the global state, once for each
     # iterator, and a resumed run would then miss a draw.
     return Loader(
-        source,
+        cast(Dataset[Batch], _Told(source)) if num_workers > 0 else source,
         batch_sampler=cast(Any, order),  # typed for lists of single keys
         num_workers=num_workers,
         collate_fn=_as_it_is,

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from kernels.ranges import range_checked
-from lightning_modules.names import unknown_name
+from lightning_modules.names import unknown_name, values_for
 
 Group = dict[str, Any]
 
@@ -61,7 +61,13 @@ def create_optimizer(
     if name.lower() == "sgd" and momentum == 0:
         name = "momentum"  # timm's sgd is Nesterov's, which PyTorch refuses without momentum
     given: Group = {} if momentum is None else {"momentum": momentum}
-    return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay, **given, **(kwargs or {}))
+    given |= kwargs or {}
+    with values_for("timm", _said("optimizer", {"name": name, "lr": lr, "weight_decay": weight_decay, **given})):
+        return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay, **given)
+
+
+def _said(group: str, values: Group) -> str:
+    return ", ".join(f"{group}.{key}={value}" for key, value in values.items() if value is not None)
 
 
 def _refuse_unused(name: str, momentum: float | None, kwargs: Group) -> None:
@@ -190,12 +196,14 @@ def create_schedule(
         "warmup_lr_init": lr / (warmup + 1),
         "t_in_epochs": False,
     }
-    if name == "cosine":
-        return CosineLRScheduler(optimizer, max(total_updates - warmup, 1), lr_min=min_lr, warmup_prefix=True, **common)
-    if name == "wsd":
-        decay = max(round(decay_fraction * total_updates), 1)
-        return WSDLRScheduler(optimizer, max(total_updates - warmup, decay), lr_min=min_lr, decay_t=decay, **common)
+    rest = max(total_updates - warmup, 1)
     # timm applies milestone m at t = m - 1, hence the + 1
     shares_done = sorted([0.5, 0.75] if milestones is None else milestones) if name == "step" else []
     steps = [round(share * total_updates) + 1 for share in shares_done]
-    return MultiStepLRScheduler(optimizer, steps, decay_rate=decay_rate, warmup_prefix=False, **common)
+    with values_for("timm", _said("schedule", {"name": name, "warmup_fraction": warmup_fraction, **keys})):
+        if name == "cosine":
+            return CosineLRScheduler(optimizer, rest, lr_min=min_lr, warmup_prefix=True, **common)
+        if name == "wsd":
+            decay = max(round(decay_fraction * total_updates), 1)
+            return WSDLRScheduler(optimizer, max(rest, decay), lr_min=min_lr, decay_t=decay, **common)
+        return MultiStepLRScheduler(optimizer, steps, decay_rate=decay_rate, warmup_prefix=False, **common)

@@ -203,7 +203,7 @@ class Task(RangeChecked, LightningModule):
         """One update on one batch."""
         self.between_updates = False
         self._check_position(batch, batch_idx)
-        self._check_batch(batch)
+        self.check_size(len(batch))
         optimizer, world = self._optimizer, self._world
         self.schedule.step_update(self.update)
         step = Step(
@@ -265,11 +265,16 @@ class Task(RangeChecked, LightningModule):
                 "checkpoint with resume=RUN"
             )
 
-    def _check_batch(self, batch: Batch) -> None:
-        """The one batch a network with batch norm cannot learn from."""
-        if len(batch) // self.micro_batches <= 1 and any(norm.training for norm in self._batch_norms):
+    def check_size(self, samples: int) -> None:
+        """Refuse a batch, a process's share of one, that cannot be cut or that batch norm cannot learn from."""
+        if self.micro_batches > samples:
             raise ValueError(
-                f"a batch of {len(batch)} image(s) in {self.micro_batches} micro-batch(es) leaves batch norm a single "
+                f"task.micro_batches={self.micro_batches} cuts a batch of {samples} image(s) into more pieces than it "
+                "has; set fewer task.micro_batches, a larger data.batch_size, or data.drop_last=true for a last batch"
+            )
+        if samples // self.micro_batches <= 1 and any(norm.training for norm in self._batch_norms):
+            raise ValueError(
+                f"a batch of {samples} image(s) in {self.micro_batches} micro-batch(es) leaves batch norm a single "
                 "sample, whose variance is undefined; set data.drop_last=true, a larger data.batch_size or fewer "
                 "task.micro_batches, or take a backbone without batch norm"
             )

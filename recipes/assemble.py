@@ -13,8 +13,10 @@ from lightning_modules.evaluators.base import Evaluator
 from lightning_modules.network import Network
 from lightning_modules.part import Context
 from lightning_modules.parts import Parts
+from recipes.boundary import refusing
 from recipes.fits import check_fit
 from recipes.make import build_network, make, maker, without_pretrained
+from recipes.probe import check_takes
 from recipes.run import Run
 from recipes.stop import seconds
 from recipes.validate import ConfigError
@@ -26,6 +28,7 @@ Part = dict[str, Any]
 def assemble(
     command: str | None = None,
     resume: Path | None = None,
+    needs_images: bool = False,
     *,
     recipe: str,
     data: Part,
@@ -57,6 +60,8 @@ def assemble(
     Args:
         command: the command line, for the record.
         resume: the run directory to go on in.
+        needs_images: refuse data without images now, before a network is built; otherwise a set whose facts are
+            declared can be looked at without them, and ``run`` refuses.
         recipe: its name.
         data, backbone, head, task, loss, optimizer, schedule, trainer: one part each.
         surgery, regularizer, evaluator, callback: several parts by name.
@@ -73,18 +78,21 @@ def assemble(
     Raises:
         ConfigError: values or combinations of parts that cannot work, with the reason.
     """
-    config = {key: value for key, value in locals().items() if key not in ("command", "resume")}
-    try:
+    config = {key: value for key, value in locals().items() if key not in ("command", "resume", "needs_images")}
+    with refusing():
         seconds(max_time)
         seed_everything(seed, workers=True, verbose=False)
         data_module = make(data, seed, group="data")
         data_module.setup()
+        if needs_images and data_module.absent:
+            raise ConfigError([data_module.absent])
         # The weights of a run that goes on are in its checkpoint; the pretrained file is not needed again.
         body = backbone if resume is None else without_pretrained(backbone)
         network, report = build_network(body, surgery or {}, head, data_module.num_classes)
         seats = {"mixing": mixing, "attack": attack, "teacher": teacher}
         seats |= {"reweighting": reweighting, "gradient": gradient}
         parts = _parts(network, loss, regularizer or {}, seats)
+        check_takes(network, data_module.channels, data_module.image_size, parts.maps)
         context = Context(
             num_classes=data_module.num_classes,
             num_train=data_module.num_train,
@@ -104,10 +112,8 @@ def assemble(
         evaluators: dict[str, Evaluator] = {
             key: make(part, group="evaluator") for key, part in (evaluator or {}).items()
         }
-        check_fit(module, data_module, evaluators)
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        raise ConfigError([str(error)]) from error
-    _check_processes(fitter.num_devices * fitter.num_nodes, data_module)
+        _check_processes(fitter.num_devices * fitter.num_nodes, data_module)
+        check_fit(module, data_module, evaluators, fitter.num_devices * fitter.num_nodes)
     if fitter.num_devices == 1 and data_module.num_workers == 0:
         data_module.device = fitter.strategy.root_device
     return Run(config, data_module, module, fitter, evaluators, surgery_report=report, command=command, resume=resume)
@@ -115,16 +121,11 @@ def assemble(
 
 def _check_processes(world: int, data: ImageData) -> None:
     """A share of every batch for every process."""
-    try:
-        data.order.check_shares(world)
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
+    data.order.check_shares(world)
     if 0 < len(data.val_index) < world:
-        raise ConfigError(
-            [
-                f"{len(data.val_index)} validation sample(s) cannot be shared by {world} processes; use fewer "
-                "(trainer.devices), or hold out more with data.val_fraction"
-            ]
+        raise ValueError(
+            f"{len(data.val_index)} validation sample(s) cannot be shared by {world} processes; use fewer "
+            "(trainer.devices), or hold out more with data.val_fraction"
         )
 
 

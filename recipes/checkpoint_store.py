@@ -58,7 +58,7 @@ class CheckpointStore:
 
         Raises:
             TypeError: something in ``content`` is neither a tensor nor a plain value; nothing was written.
-            OSError: this write, or the one of ``name`` before, failed; the generation before is intact.
+            OSError: this write, or the one of ``name`` before, failed; a generation before it is intact.
         """
         self._collect(name)
         check_content(content)
@@ -178,4 +178,6 @@ def _explained(path: Path, error: BaseException, needed: int) -> OSError:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     if not isinstance(error, OSError) or error.errno in _FULL:
         reason += f" (it needs {needed:,} bytes, {shutil.disk_usage(path.parent).free:,} are free)"
-    return OSError(f"could not write {path}: {reason}; an earlier checkpoint there is intact")
+    held = any(file.is_file() for file in (path, previous_of(path)))
+    earlier = "an earlier checkpoint there is intact" if held else "there is no earlier checkpoint"
+    return OSError(f"could not write {path}: {reason}; {earlier}")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from recipes.allow import allow_words, allowing, take_allow
+from recipes.boundary import VARIABLE, contain
 from recipes.validate import ConfigError
 
-USAGE_ERROR = 2
-#: Errors of a run that explain themselves; by name, because their classes come with torch.
-EXPECTED = ("ChildStopped", "NeverActed", "NonFiniteError", "OutOfMemory", "ProcessFailed", "Stopped")
+TRACEBACK = "--traceback"
 
 
 def train(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +39,7 @@ def train(argv: Sequence[str] | None = None) -> int:
             return self_check(words)
         from recipes.assemble import assemble
 
-        assemble(**config, command=_command("train.py", words), resume=directory).run()
+        assemble(**config, command=_command("train.py", words), resume=directory, needs_images=True).run()
         return 0
 
     return _main("train.py", run, argv)
@@ -88,29 +89,34 @@ def _command(program: str, words: Sequence[str]) -> str:
     return shlex.join(["python", program, *words, *allow_words()])
 
 
-def _main(program: str, run: Callable[[list[str]], Any], argv: Sequence[str] | None) -> int:
+def _main(program_name: str, run: Callable[[list[str]], Any], argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if "--help" in words or "-h" in words:
         from recipes.help import help_text
 
-        print(help_text(program))
+        print(help_text(program_name))
         return 0
-    try:
-        packages, words = take_allow(words)
+
+    def program() -> int:
+        packages, rest = take_allow([word for word in words if word != TRACEBACK])
         with allowing(packages):
-            return _dispatch(program, run, words)
-    except ConfigError as error:
-        print(_listing(error.problems), file=sys.stderr)
-        return USAGE_ERROR
-    except RuntimeError as error:
-        if type(error).__name__ not in EXPECTED:
-            raise
-        exit_code = getattr(error, "exit_code", 1)
-        print(str(error) if exit_code != 1 else f"error: {error}", file=sys.stderr)
-        return int(exit_code)
-    except KeyboardInterrupt:  # before or after training, which has its own answer
-        print("stopped by SIGINT; nothing was being trained", file=sys.stderr)
-        return 130
+            return _dispatch(program_name, run, rest)
+
+    with _showing(TRACEBACK in words):
+        return contain(program)
+
+
+@contextmanager
+def _showing(tracebacks: bool) -> Iterator[None]:
+    """In the environment, so that the processes that are started from here show theirs as well."""
+    before = os.environ.get(VARIABLE)
+    if tracebacks:
+        os.environ[VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        if tracebacks and before is None:
+            os.environ.pop(VARIABLE, None)
 
 
 def _dispatch(program: str, run: Callable[[list[str]], Any], words: list[str]) -> int:
@@ -127,11 +133,5 @@ def _dispatch(program: str, run: Callable[[list[str]], Any], words: list[str]) -
 def _refuse_flags(words: Sequence[str]) -> None:
     flags = [word for word in words if word.startswith("-") and word != "--config"]
     if flags:
-        known = "--help, --config, -m, --allow PACKAGE"
+        known = "--help, --config, -m, --allow PACKAGE, --traceback"
         raise ConfigError([f"{flag} is not an option; write key=value, or one of {known}" for flag in flags])
-
-
-def _listing(problems: Sequence[str]) -> str:
-    if len(problems) == 1:
-        return f"error: {problems[0]}"
-    return "\n".join([f"{len(problems)} problems:", *(f"- {problem}" for problem in problems)])

@@ -40,9 +40,9 @@ def open_directory(output: str, recipe: str, name: str | None, seed: int, config
     first = Path(output) / recipe / (name or f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_seed{seed}")
     for number in range(1, 10_000):
         directory = first if number == 1 else first.with_name(f"{first.name}_{number}")
-        if not directory.exists() or (name is not None and _is_husk(directory)):
+        if not _exists(directory) or (name is not None and _is_husk(directory)):
             return _make(directory), False
-        if name is not None and read_status(directory).get("state") != "finished":
+        if name is not None and not is_finished(directory):
             _check_same_run(directory, config)
             return directory, True
     raise ConfigError([f"there are 9,999 runs {first}; choose another name="])
@@ -55,12 +55,25 @@ def _is_husk(directory: Path) -> bool:
     return names <= ours and "checkpoints" in names and not any((directory / "checkpoints").iterdir())
 
 
+def _exists(directory: Path) -> bool:
+    try:
+        return directory.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise _unusable(directory, error) from error
+
+
 def _make(directory: Path) -> Path:
     try:
         (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError([f"cannot make the run directory {directory}: {error}; choose another output="]) from error
+        raise _unusable(directory, error) from error
     return directory
+
+
+def _unusable(directory: Path, error: OSError) -> ConfigError:
+    where = str(directory)
+    shown = where if len(where) <= 200 else f"{where[:200]}... ({len(where)} characters)"
+    return ConfigError([f"cannot make the run directory {shown}: {error.strerror or error}; choose another output="])
 
 
 def _check_same_run(directory: Path, config: dict[str, Any]) -> None:
@@ -84,6 +97,11 @@ def _check_same_run(directory: Path, config: dict[str, Any]) -> None:
 def write_status(directory: Path, state: str, **facts: Any) -> None:
     """Say in status.json where a run is: running, interrupted, failed or finished."""
     write_json(directory / STATUS, {"state": state, "time": time.strftime("%Y-%m-%d %H:%M:%S"), **facts})
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether a run has ended with its results in place; one whose results were lost is evaluated again."""
+    return read_status(directory).get("state") == "finished" and (directory / "results.json").is_file()
 
 
 def read_status(directory: Path) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.boundary import refusing
 from recipes.compose import compose_config
 from recipes.stored import stored_config, without_download
 from recipes.validate import ConfigError, group_problems, unknown_key
@@ -42,7 +43,7 @@ class Subject:
     """What is evaluated: a network, and what is known of it.
 
     Attributes:
-        network: on the CPU.
+        network: builds it, on the CPU, once the data are found.
         data: the data part it is evaluated on, unless another is given.
         classes: it was trained on; None for none.
         preprocessing: of its images; None where the data decide.
@@ -50,7 +51,7 @@ class Subject:
         seed: of the run.
     """
 
-    network: Any
+    network: Callable[[], Any]
     data: Part
     classes: tuple[str, ...] | None
     preprocessing: dict[str, Any] | None
@@ -88,29 +89,39 @@ def evaluate_checkpoint(
     from recipes.directory import write_json
     from recipes.make import make
 
-    folder: Path | None = None
-    try:
+    with refusing():
+        where = _device(device)
+        runs = {name: make(part, group="evaluator") for name, part in evaluator.items()}
         subject = _subject(checkpoint, backbone, data, data_words, evaluator)
         root = subject.data.get("root") if data or any(word.startswith("data.root=") for word in data_words) else None
-        network = subject.network.to(_device(device)).eval()
         folder = _new(Path(output) if output else subject.folder / time.strftime("%Y-%m-%d_%H-%M-%S"))
-        runs = {name: make(part, group="evaluator") for name, part in evaluator.items()}
         sources = {name: _source(run, subject, root, folder) for name, run in runs.items()}
-        folder.mkdir(parents=True)
-        evaluations = {}
+        network = subject.network()
         for name, run in runs.items():
-            evaluations[name] = run(network, sources[name])
-            _print(name, evaluations[name].metrics)
-    except (ValueError, FileNotFoundError) as error:
-        if folder is not None and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()  # nothing is left behind where nothing was found out
-        raise error if isinstance(error, ConfigError) else ConfigError([str(error)]) from error
+            _check(run, subject, network, *sources[name])
+        network = network.to(where).eval()
+        folder.mkdir(parents=True)
+        evaluations = _evaluations(runs, {name: data for name, (data, *_) in sources.items()}, network, folder)
     results = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     write_json(folder / "results.json", results)
     from recipes.report.page import write_report
 
     print(write_report(folder, evaluations))
     return results
+
+
+def _evaluations(runs: dict[str, Any], sources: dict[str, Any], network: Any, folder: Path) -> dict[str, Any]:
+    """What each evaluator gives. Nothing is left behind where nothing was found out."""
+    evaluations = {}
+    try:
+        for name, run in runs.items():
+            evaluations[name] = run(network, sources[name])
+            _print(name, evaluations[name].metrics)
+    except BaseException:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+    return evaluations
 
 
 def _subject(
@@ -132,10 +143,13 @@ def _subject(
     where = f"the checkpoint {checkpoint}"
     config = stored_config(content, where)
     node = data or change_data(without_download(config["data"]), data_words, evaluators=evaluator)
-    network = rebuild_network(config, len(content["classes"]), content["network"], where)
     path = Path(checkpoint)
     run = path if path.is_dir() else path.parent.parent if path.parent.name == "checkpoints" else path.parent
     classes = tuple(content["classes"])
+
+    def network() -> Any:
+        return rebuild_network(config, len(classes), content["network"], where)
+
     return Subject(network, node, classes, content["preprocessing"], run / "evaluations", config["seed"])
 
 
@@ -143,7 +157,9 @@ def _of_backbone(backbone: Part, data: Part) -> Subject:
     """A backbone whose pooled features are the embedding."""
     from recipes.make import build_network
 
-    network, _ = build_network(backbone, {}, {"_target_": FEATURES, "dim": None}, 1)
+    def network() -> Any:
+        return build_network(backbone, {}, {"_target_": FEATURES, "dim": None}, 1)[0]
+
     return Subject(network, data, None, None, Path("evaluations") / str(backbone.get("name", "backbone")), 0)
 
 
@@ -174,14 +190,15 @@ def _device(name: str) -> Any:
         raise ConfigError([f"device={name} is not a device; choose auto, cpu, cuda or cuda:NUMBER"]) from error
 
 
-def _source(run: Any, subject: Subject, root: str | None, folder: Path) -> Any:
-    """Labelled: the test part of the data module. Unlabelled: every image below ``data.root``."""
+def _source(run: Any, subject: Subject, root: str | None, folder: Path) -> tuple[Any, int, int]:
+    """What an evaluator reads, and channels and size of the images.
+
+    Labelled: the test part of the data module. Unlabelled: every image below ``data.root``.
+    """
     from lightning_modules.evaluators.base import EvaluationData
     from recipes.make import make
 
     classes = subject.classes
-    if run.reads_logits and classes is not None and "logits" not in subject.network.head.gives:
-        raise ConfigError([f"evaluator {type(run).__name__} reads class scores, and {EMBEDS}"])
     if run.reads == "unlabelled":
         from datamodules.unlabelled import Unlabelled
 
@@ -191,17 +208,27 @@ def _source(run: Any, subject: Subject, root: str | None, folder: Path) -> Any:
             raise ConfigError(["data.root must be given: data.root=FOLDER with the images to predict"])
         keys = {key: subject.data[key] for key in UNLABELLED if key in subject.data}
         images = Unlabelled(subject.preprocessing, **{**keys, "root": root})
-        return EvaluationData(images.dataloader(), classes, paths=images.paths, output=folder)
-    from datamodules.unicode_form import same_names
-
+        data = EvaluationData(images.dataloader(), classes, paths=images.paths, output=folder)
+        return data, 3, subject.preprocessing["image_size"]
     module = make(subject.data, subject.seed, group="data")
     module.setup()
-    found = tuple(module.classes_of("test"))
-    if run.same_classes and (classes is None or not same_names(found, classes)):
+    return test_data(module, folder), module.channels, module.image_size
+
+
+def _check(run: Any, subject: Subject, network: Any, data: Any, channels: int, image_size: int) -> None:
+    """Refuse a network that cannot give what an evaluator reads, or takes no such images, and other classes."""
+    from datamodules.unicode_form import same_names
+    from recipes.probe import check_takes
+
+    classes = subject.classes
+    if run.reads_logits and classes is not None and "logits" not in network.head.gives:
+        raise ConfigError([f"evaluator {type(run).__name__} reads class scores, and {EMBEDS}"])
+    found = tuple(data.classes)
+    if run.reads == "labelled" and run.same_classes and (classes is None or not same_names(found, classes)):
         if classes is None:
             raise ConfigError([f"a backbone alone knows no classes; {RETRIEVE}"])
         raise ConfigError([_class_difference(classes, found)])
-    return test_data(module, folder)
+    check_takes(network, channels, image_size)
 
 
 def test_data(module: Any, folder: Path) -> Any:

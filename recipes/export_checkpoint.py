@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from recipes.validate import ConfigError
+from recipes.boundary import refusing
 
 
 def export_checkpoint(*, checkpoint: str, format: Literal["timm"] = "timm", output: str | None = None) -> list[Path]:
@@ -28,7 +28,7 @@ def export_checkpoint(*, checkpoint: str, format: Literal["timm"] = "timm", outp
     from recipes.make import make, rebuild_network
     from recipes.stored import stored_config, without_download
 
-    try:
+    with refusing():
         content = load_checkpoint(checkpoint, check_evaluable)
         where = f"the checkpoint {checkpoint}"
         config = stored_config(content, where)
@@ -49,8 +49,6 @@ def export_checkpoint(*, checkpoint: str, format: Literal["timm"] = "timm", outp
             preprocessing=content["preprocessing"],
             sample_images=next(iter(data.test_dataloader())).image[:16],
         )
-    except (ValueError, OSError, RuntimeError) as error:
-        raise error if isinstance(error, ConfigError) else ConfigError([str(error)]) from error
     for file in written:
         print(file)
     return written

@@ -11,8 +11,14 @@ from lightning_modules.evaluators.base import Evaluator
 from lightning_modules.task import Task
 
 
-def check_fit(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator]) -> None:
+def check_fit(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator], processes: int = 1) -> None:
     """Refuse what would end in an error, or in numbers that mean nothing, only after an epoch or at the end.
+
+    Args:
+        task: with its network and parts.
+        data: set up.
+        evaluators: by name.
+        processes: that share each batch.
 
     Raises:
         ValueError: all problems at once.
@@ -20,6 +26,8 @@ def check_fit(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator]) 
     problems = [*_of_heads(task, evaluators), *_of_classes(task, data, evaluators), *_of_pairs(task, data, evaluators)]
     if problems:
         raise ValueError("this run does not fit together:\n- " + "\n- ".join(problems))
+    for batch in (0, data.steps_per_epoch - 1):  # only the last may be smaller
+        task.check_size(data.order.samples_of(batch) // processes)
 
 
 def _of_heads(task: Task, evaluators: Mapping[str, Evaluator]) -> Iterator[str]:

@@ -82,9 +82,9 @@ class Overrides:
             return None
         try:
             override = OverridesParser.create().parse_override(word)
-        except HydraException:
+        except (HydraException, ValueError):  # ValueError: a number of thousands of digits
             self.unread.append(word.partition("=")[0].lstrip("+"))
-            self.problems.append(f"cannot read {word!r}: {self._quoted(word) or SPELLINGS}")
+            self.problems.append(f"cannot read {word[:200]!r}: {self._quoted(word) or SPELLINGS}")
             return None
         if override.is_sweep_override():
             name = override.key_or_group
@@ -103,7 +103,7 @@ class Overrides:
         spelled = f"{found[1]}='{escaped}'"
         try:
             OverridesParser.create().parse_override(spelled)
-        except HydraException:
+        except (HydraException, ValueError):
             return None
         shell = shlex.quote(spelled) if re.search(r'["$`\\!]', spelled) else f'"{spelled}"'
         return f"some characters of the value have a meaning here; quote it, in a shell as {shell}"

@@ -17,9 +17,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
 from lightning_modules.distributed import gather_objects
+from recipes.boundary import exit_code
 from recipes.stop import SIGNALS, Stopped, StopRequest
 from recipes.strategy import DDP, Launcher
-from recipes.validate import ConfigError
 from recipes.watch import Failure, Heard, Watch, Watched
 
 NEWS_S = 3.0  # how long the death of a process may take to become visible after its connections broke
@@ -152,7 +152,7 @@ class Peers:
         self._leave_none()
 
     def _dismiss(self, error: BaseException | None) -> None:
-        code = 0 if error is None else 2 if isinstance(error, ConfigError) else getattr(error, "exit_code", 1)
+        code = 0 if error is None else exit_code(error)
         self._meet({"text": str(error), "code": code})
 
     def _leave_none(self) -> None:

@@ -120,6 +120,8 @@ def _problem_of_text(text: str, interpolation: re.Pattern[str] | None) -> str | 
         return f"{len(text):,} characters; at most {MAX_TEXT:,} are allowed"
     if any(ord(letter) < 32 and letter not in "\t\n" for letter in text):
         return f"{text[:80]!r} holds a control character"
+    if not _is_unicode(text):
+        return f"{text[:80]!r} is not valid Unicode"
     rest = interpolation.sub("", text) if interpolation else text
     if "${" not in rest:
         return None
@@ -129,3 +131,12 @@ def _problem_of_text(text: str, interpolation: re.Pattern[str] | None) -> str | 
         f"{text[:80]!r}: only ${{KEY}} and ${{GROUP.KEY}} are replaced; resolvers such as oc.env are not part of a "
         "configuration; write the value, on a command line with the shell's own $NAME"
     )
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether text can be written to a file; bytes of a command line that are no UTF-8 come as half characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

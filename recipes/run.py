@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -20,14 +19,15 @@ from lightning_modules.evaluators.base import Evaluator
 from lightning_modules.evaluators.result import Evaluation
 from lightning_modules.surgery.changes import is_module_line
 from lightning_modules.task import Task
+from recipes.boundary import begun, explanation, first_line, ran_out_of_memory, write_traceback
 from recipes.checkpoint import CheckpointStore
 from recipes.checkpoint_form import check_evaluable, check_resumable
 from recipes.compose import to_yaml
 from recipes.directory import (
     environment,
+    is_finished,
     open_directory,
     peak_memory_mb,
-    read_status,
     write_json,
     write_status,
     write_text,
@@ -45,19 +45,11 @@ from recipes.validate import ConfigError
 class NeverActed(RuntimeError):
     """A part that was asked for had no effect in the whole run."""
 
+    exit_code = 1
+
 
 class OutOfMemory(RuntimeError):
     """The device or the host has too little memory for the run."""
-
-
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says so; the host's allocator of torch has no class of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def first_line(error: BaseException) -> str:
-    """The beginning of an error's text, or its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class Run:
@@ -105,6 +97,7 @@ class Run:
             ProcessFailed: another process of the run failed.
             Stopped: a signal or the wall-time budget ended it; everything is saved.
             NeverActed: a part had no effect; everything is written before this is raised.
+            Exception: that of an evaluator; what training and the other evaluators gave is in results.json.
         """
         if self.data.absent:
             raise ConfigError([self.data.absent])
@@ -112,7 +105,8 @@ class Run:
         with stop.listening(), Peers(self.trainer, stop, self._gave_up) as peers:
             if getattr(rank_zero_only, "rank", 0) > 0:  # the first process writes and evaluates
                 if peers.follow():
-                    self._fit(self._keeper(None, None, None, stop), stop, peers)
+                    with begun(None):
+                        self._fit(self._keeper(None, None, None, stop), stop, peers)
                 return {}
             self.directory, going_on = self._open()
             lock = Lock(self.directory)
@@ -121,12 +115,13 @@ class Run:
             except (Locked, OSError) as error:
                 raise ConfigError([f"cannot run in {self.directory}: {error}"]) from error
             try:
-                return self._run(self.directory, going_on, stop, peers)
+                with begun(self.directory):
+                    return self._run(self.directory, going_on, stop, peers)
             finally:
                 lock.release()
 
     def _run(self, directory: Path, going_on: bool, stop: StopRequest, peers: Peers) -> dict[str, Any]:
-        if read_status(directory).get("state") == "finished":
+        if is_finished(directory):
             print(f"{directory} is finished; its results are in results.json", flush=True)
             return cast(dict[str, Any], json.loads((directory / "results.json").read_text(encoding="utf-8")))
         self._describe(directory)
@@ -141,6 +136,7 @@ class Run:
         except BaseException as error:
             with suppress(OSError):  # a full disk may be what the error is about
                 write_status(directory, "failed", error=f"{type(error).__name__}: {error}")
+            write_traceback(directory, error)
             if ran_out_of_memory(error):
                 raise OutOfMemory(self._memory_advice(error)) from error
             raise
@@ -172,10 +168,16 @@ class Run:
         finally:
             recorder.close()
         stop.raise_if_requested(f"trained to the end; python train.py resume={directory} evaluates")
-        evaluations = self._evaluate(directory, recorder)
+        try:
+            evaluations, failed = self._evaluate(directory, recorder)
+        except Exception as error:  # what training found out is kept all the same
+            evaluations, failed = {}, {"the weights": error}
         stop.raise_if_requested(f"evaluating; python train.py resume={directory} evaluates again")
         results = self._results(recorder, evaluations)
+        results |= {"evaluation_failed": {name: _told(error) for name, error in failed.items()}} if failed else {}
         write_json(directory / "results.json", results)
+        if failed:
+            raise next(iter(failed.values()))
         from recipes.report.page import write_report
 
         report = write_report(directory, evaluations)
@@ -258,8 +260,8 @@ class Run:
             "data": {"manifest": self.data.manifest_parts(), "split": self.data.split_record()},
         }
 
-    def _evaluate(self, directory: Path, recorder: Recorder) -> dict[str, Evaluation]:
-        """Every evaluator on the test set, with the weights validation selected."""
+    def _evaluate(self, directory: Path, recorder: Recorder) -> tuple[dict[str, Evaluation], dict[str, Exception]]:
+        """Every evaluator on the test set, with the weights validation selected: what they gave, and which failed."""
         store, update = CheckpointStore(directory / "checkpoints"), int(recorder.best["update"])
         found = store.newest("best", update, check_evaluable) or store.newest("best", form=check_evaluable)
         if found is None:
@@ -277,7 +279,14 @@ class Run:
         load_stored(network, found[0]["network"], found[1])
         network.to(self.trainer.strategy.root_device)  # type: ignore[union-attr, operator]  # fit leaves it on the CPU
         data = test_data(self.data, directory)
-        return {name: evaluator(network, data) for name, evaluator in self.evaluators.items()}  # type: ignore[arg-type]
+        done: dict[str, Evaluation] = {}
+        failed: dict[str, Exception] = {}
+        for name, evaluator in self.evaluators.items():
+            try:
+                done[name] = evaluator(network, data)  # type: ignore[arg-type]
+            except Exception as error:
+                failed[name] = error
+        return done, failed
 
     def _results(self, recorder: Recorder, evaluations: dict[str, Evaluation]) -> dict[str, Any]:
         rows, best = recorder.rows, recorder.best
@@ -319,6 +328,10 @@ def refuse_to_start_over(directory: Path) -> None:
                 "not started over; repair or remove them, or choose another name="
             ]
         )
+
+
+def _told(error: Exception) -> str:
+    return explanation(error) or f"{type(error).__name__}: {first_line(error)}"
 
 
 def _summary(results: dict[str, Any]) -> str:

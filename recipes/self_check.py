@@ -14,7 +14,7 @@ import torch
 from recipes.allow import allow_words
 from recipes.checkpoint import CheckpointStore
 from recipes.child import run_child
-from recipes.directory import read_status
+from recipes.directory import is_finished
 from recipes.signature import ROOT
 from recipes.stop import AGAIN
 from recipes.validate import ConfigError
@@ -42,7 +42,7 @@ def self_check(words: Sequence[str]) -> int:
         whole = _train([*command, "name=whole", f"stop_after={UPDATES}"], folder, "whole")
         _train([*command, "name=broken", f"stop_after={BREAK}"], folder, "broken")
         run = next(Path(folder, "runs").glob("*/broken"))
-        if read_status(run).get("state") == "finished":
+        if is_finished(run):
             raise ConfigError([f"this run has at most {BREAK} updates: nothing to resume; raise trainer.max_epochs"])
         broken = _train([f"resume={run}", f"stop_after={UPDATES}"], folder, "broken")
         found = differing(whole, broken)

@@ -21,6 +21,7 @@ SIGNALS = {
     signal.SIGUSR1: ("SIGUSR1", AGAIN),
     signal.SIGALRM: ("max_time", AGAIN),
 }
+LONGEST_S = 3650 * 86400
 ONE_REQUEST_S = 1.0  # a launcher and its scheduler may both send SIGTERM: within this time they mean one request
 
 
@@ -156,4 +157,6 @@ def seconds(text: Any) -> float | None:
     total = 86400 * days + 3600 * hours + 60 * minutes + rest
     if total <= 0:
         raise ValueError(f"max_time={text} must be longer than nothing")
+    if total > LONGEST_S:  # the system's timer ends somewhere behind that
+        raise ValueError(f"max_time={str(text)[:40]} is more than {LONGEST_S // 86400} days; leave it out for no limit")
     return total

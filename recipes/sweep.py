@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from recipes.allow import allow_words
 from recipes.child import run_child
 from recipes.compose import compose_config
-from recipes.directory import read_status
+from recipes.directory import is_finished
 from recipes.overrides import SPELLINGS
 from recipes.plain import MAX_DEPTH, TOO_DEEP, brackets_open
 from recipes.resume import differences, read_config
@@ -64,7 +64,7 @@ def _is_finished(job: list[str]) -> bool:
     if config["name"] is None:
         return False
     directory = Path(config["output"]) / config["recipe"] / config["name"]
-    if read_status(directory).get("state") != "finished":
+    if not is_finished(directory):
         return False
     return not differences(read_config(directory), config)  # another one under this name gets a suffix
 
@@ -91,7 +91,7 @@ def expand(words: Sequence[str]) -> list[list[str]]:
         raise ConfigError([f"{word[:80]!r}...: {TOO_DEEP}" for word in deep])
     try:
         parsed = OverridesParser.create().parse_overrides(list(words))
-    except HydraException as error:
+    except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
         raise ConfigError([f"cannot read the sweep: {SPELLINGS}; values of a sweep as key=1,2,3"]) from error
     return [list(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
 

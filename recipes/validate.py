@@ -26,6 +26,8 @@ MISSING = "???"
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message lists every problem that was found."""
 
+    exit_code = 2
+
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
@@ -81,7 +83,8 @@ def part_problems(node: Any, path: str, *places: str) -> list[str]:
 
 def part_name_problems(config: dict[str, Any]) -> list[str]:
     """Names of parts become tags, keys of results and module names: letters, digits and underscores."""
-    names = [(group, name) for group in LIST_GROUPS for name in (config.get(group) or {})]
+    held = {group: config.get(group) for group in LIST_GROUPS}
+    names = [(group, name) for group, parts in held.items() if isinstance(parts, dict) for name in parts]
     return [
         f"{group}.{name!s:.80}: the name of a part is letters, digits and _, at most 64, and starts with a letter"
         for group, name in names

@@ -183,17 +183,20 @@ def _create(name: str, hub: bool, in_channels: int, kwargs: dict[str, Any]) -> A
         )
     try:
         return timm.create_model(name, pretrained=hub, num_classes=0, in_chans=in_channels, **kwargs)
-    except TypeError as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "none"
-        raise ValueError(
-            f"timm model {name} does not take in_channels={in_channels}, kwargs {given}: {error}"
-        ) from error
+    except MemoryError:
+        raise
     except Exception as error:
-        if not hub:
+        if hub and not isinstance(error, TypeError):
+            raise FileNotFoundError(
+                f"could not get timm's weights for {name} ({type(error).__name__}: {error}); without network, save "
+                f"them as a safetensors file in timm's key names elsewhere and set backbone.pretrained=FILE"
+            ) from error
+        if isinstance(error, RuntimeError) and "memory" in str(error):
             raise
-        raise FileNotFoundError(
-            f"could not get timm's weights for {name} ({type(error).__name__}: {error}); without network, save them as "
-            f"a safetensors file in timm's key names elsewhere and set backbone.pretrained=FILE"
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "none"
+        said = str(error).strip() or type(error).__name__
+        raise ValueError(
+            f"timm model {name} does not take in_channels={in_channels}, kwargs {given}: {said}"
         ) from error
 
 

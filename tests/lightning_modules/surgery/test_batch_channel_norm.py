@@ -293,9 +293,9 @@ def test_single_images_are_refused_in_batch_mode_only(make_network, make_batch, 
         network = make_network(batch_norm=True)
         operate(network.backbone, {"bcn": BatchChannelNorm(estimate=estimate)}, 5)
         task = Classification(network, Parts(CrossEntropy()), *[lambda *_: None] * 2, make_context(network))
-        task._check_batch(make_batch([0, 1]))
+        task.check_size(2)
         if estimate:
-            task._check_batch(make_batch([0]))
+            task.check_size(1)
         else:
             with pytest.raises(ValueError, match="leaves batch norm a single sample"):
-                task._check_batch(make_batch([0]))
+                task.check_size(1)
