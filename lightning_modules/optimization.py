@@ -19,6 +19,7 @@ from kernels.ranges import range_checked
 from lightning_modules.names import unknown_name, values_for
 
 Group = dict[str, Any]
+NOT_TRIED = ("bnb", "fused", "kron")  # those that need a GPU for a step, or compile for seconds
 
 
 @range_checked
@@ -62,8 +63,23 @@ def create_optimizer(
         name = "momentum"  # timm's sgd is Nesterov's, which PyTorch refuses without momentum
     given: Group = {} if momentum is None else {"momentum": momentum}
     given |= kwargs or {}
+    if not name.lower().startswith(NOT_TRIED):
+        _try_out(name, lr, weight_decay, given)
     with values_for("timm", _said("optimizer", {"name": name, "lr": lr, "weight_decay": weight_decay, **given})):
         return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay, **given)
+
+
+def _try_out(name: str, lr: float, weight_decay: float, given: Group) -> None:
+    """Two steps on a weight that nobody needs: many optimizers look at their arguments only then, or never."""
+    weight = nn.Parameter(torch.ones(4, 4))
+    weight.grad = torch.ones(4, 4)
+    with (
+        values_for(f"timm's optimizer {name}", _said("optimizer.kwargs", given) or f"optimizer.name={name}"),
+        torch.random.fork_rng(devices=[]),
+    ):
+        optimizer = timm.optim.create_optimizer_v2([weight], opt=name, lr=lr, weight_decay=weight_decay, **given)
+        for _ in range(2):
+            optimizer.step()
 
 
 def _said(group: str, values: Group) -> str:

@@ -98,6 +98,8 @@ def report(error: BaseException) -> str:
         text = f"internal error: {_kind_and_place(error)}. {_whole(directory)}"
     elif exit_code(error) in (FAILED, REFUSED):
         text = f"error: {text}"
+    else:  # a run that was asked to stop says itself where it goes on
+        return text
     return text if directory is None else f"{text}\nrun directory: {directory}"
 
 
@@ -139,7 +141,7 @@ def write_traceback(directory: Path, error: BaseException) -> None:
 def _answer_of_the_system(error: BaseException) -> str | None:
     """A full disk, no more processes and the like: an ``OSError``, or a ``RuntimeError`` of torch that cites one."""
     if isinstance(error, OSError):
-        names = [repr(name)[:_MOST] for name in (error.filename, error.filename2) if name is not None]
+        names = [_short(repr(name)) for name in (error.filename, error.filename2) if name is not None]
         said = f"{error.strerror}{': ' if names else ''}{' -> '.join(names)}" if error.strerror else first_line(error)
         return "; ".join([said, *([_HELP[error.errno]] if error.errno in _HELP else [])])
     if isinstance(error, RuntimeError):
@@ -148,6 +150,10 @@ def _answer_of_the_system(error: BaseException) -> str | None:
             cited = errno.EAGAIN
         return None if cited is None else f"{first_line(error)}; {_HELP[cited]}"
     return None
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 300 else f"{name[:300]}... ({len(name)} characters)"
 
 
 def _kind_and_place(error: BaseException) -> str:

@@ -82,7 +82,11 @@ class Overrides:
             return None
         try:
             override = OverridesParser.create().parse_override(word)
-        except (HydraException, ValueError):  # ValueError: a number of thousands of digits
+        except ValueError:
+            self.unread.append(word.partition("=")[0].lstrip("+"))
+            self.problems.append(f"cannot read {word[:60]!r}...: a number of {len(word):,} digits")
+            return None
+        except HydraException:
             self.unread.append(word.partition("=")[0].lstrip("+"))
             self.problems.append(f"cannot read {word[:200]!r}: {self._quoted(word) or SPELLINGS}")
             return None
