@@ -57,7 +57,8 @@ def contain(program: Callable[[], int]) -> int:
     except Exception as error:
         if os.environ.get(VARIABLE):
             traceback.print_exception(error)
-        print(report(error), file=sys.stderr, flush=True)
+        shown = report(error).encode(errors="backslashreplace").decode()  # bytes of a command line that are no UTF-8
+        print(shown, file=sys.stderr, flush=True)
         return exit_code(error)
 
 

@@ -100,14 +100,19 @@ def write_status(directory: Path, state: str, **facts: Any) -> None:
 
 
 def is_finished(directory: Path) -> bool:
-    """Whether a run has ended with its results in place; one whose results were lost is evaluated again."""
-    return read_status(directory).get("state") == "finished" and (directory / "results.json").is_file()
+    """Whether a run has ended and its results can be read; where they are lost, it is evaluated again."""
+    return read_status(directory).get("state") == "finished" and bool(_read_object(directory / "results.json"))
 
 
 def read_status(directory: Path) -> dict[str, Any]:
     """What ``write_status`` wrote last; empty where that cannot be read."""
+    return _read_object(directory / STATUS)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where that cannot be read."""
     try:
-        content = json.loads((directory / STATUS).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -198,7 +198,7 @@ class Run:
         stop.training = True
         try:
             with peers.explaining():
-                self.trainer.fit(self.task, datamodule=self.data)
+                self._fit_as_lightning_does()
         except Stopped:
             raise
         except LoaderDied:
@@ -211,6 +211,16 @@ class Run:
             stop.training = peers.failed  # a launcher that ends the rest does not break into the report of it
             keeper.wait()
         peers.part()
+
+    def _fit_as_lightning_does(self) -> None:
+        """Where Lightning's teardown fails over what ended training, that comes out, and not what it led to."""
+        try:
+            self.trainer.fit(self.task, datamodule=self.data)
+        except Exception as error:
+            first = error.__context__
+            if first is None or explanation(error) is not None or explanation(first) is None:
+                raise
+            raise first from None
 
     def _memory_advice(self, error: BaseException) -> str:
         size, peak = self.config["data"]["batch_size"], peak_memory_mb()

@@ -226,7 +226,7 @@ def test_jobs_of_one_name_have_names_of_their_own_and_run_once(started, capsys, 
         directory, head = tmp_path / "grocery_baseline" / name, name.rpartition("=")[2]
         directory.mkdir(parents=True)
         write_status(directory, "finished")
-        (directory / "results.json").write_text("{}")
+        (directory / "results.json").write_text('{"seed": 0}')
         own = ["recipe=grocery_baseline", f"seed={name[11]}", f"head={head}", f"name='{name}'", f"output={tmp_path}"]
         (directory / "config.yaml").write_text(to_yaml(compose_config(own)))
     started.clear()
