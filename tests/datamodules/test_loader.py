@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -16,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.folder import Folder
-from datamodules.loader import make_loader
+from datamodules.loader import LoaderDied, make_loader
 from datamodules.order import Keys, StoredOrder
+from datamodules.unreadable import UnreadableImage
 from kernels.batch import Batch
 
 pytestmark = pytest.mark.fault
@@ -71,8 +73,22 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "train" / "a" / "2.png").write_bytes(b"")
     data = Folder(0, root=str(tmp_path), image_size=8, batch_size=2, num_workers=1, val_fraction=0.0)
     data.setup()
-    with pytest.raises(ValueError, match=r"cannot read image .*a/2.png \(index 2\).*replace the file or remove it"):
+    with pytest.raises(
+        ValueError, match=r"^cannot read image .*a/2.png \(index 2\).*replace the file or remove it"
+    ) as caught:
         list(data.train_dataloader())
+    assert type(caught.value) is UnreadableImage and "in _attempt" in caught.value.__notes__[0]
+
+
+def test_processes_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", no_more)
+    with pytest.raises(
+        LoaderDied, match=r"the 1 loader processes cannot be started \(Resource temporarily .*\): use fewer"
+    ):
+        run("")
 
 
 @pytest.mark.parametrize("persistent", [False, True])

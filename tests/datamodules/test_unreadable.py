@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,32 @@ def test_the_default_raises_with_path_and_index(root: Path) -> None:
     with pytest.raises(UnreadableImage, match=r"cannot read image .*/[ab]/[356].png \(index (3|15|16)\)"):
         epochs(data)
     assert data.unreadable() == {}
+
+
+@pytest.mark.parametrize("what", ["fifo", "socket", "dangling", "device"])
+def test_only_regular_files_are_read(root: Path, what: str) -> None:
+    """A FIFO would wait for a writer for ever. Each counts as unreadable, also in the fingerprint."""
+    path = root / "train" / "a" / "3.png"
+    path.unlink()
+    match what:
+        case "fifo":
+            os.mkfifo(path)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as own:
+                own.bind(str(path))
+        case "dangling":
+            path.symlink_to("nowhere")
+        case "device":
+            path.symlink_to("/dev/zero")
+    data = ready(root, on_unreadable="raise")
+    reason = "No such file" if what == "dangling" else "it is no regular file but a folder, FIFO, socket or device"
+    with pytest.raises(
+        UnreadableImage, match=rf"cannot read image .*a/3.png \(index 3\): .*{reason}.*; replace the file"
+    ):
+        data.source("train").picture(3)
+    data = ready(root)
+    assert len(list(data.train_dataloader())) == 4 and data.unreadable()["train"]["files"] == 3
+    assert data.manifest_parts()["train"]["count"] == 20
 
 
 def test_memory_is_no_fault_of_the_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

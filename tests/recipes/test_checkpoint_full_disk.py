@@ -42,6 +42,12 @@ def test_a_full_disk_while_writing(tmp_path, monkeypatch):
     assert newest(tmp_path) == (3, [])
 
 
+def test_a_full_disk_at_the_first_checkpoint_promises_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_store, "open", lambda path, mode: io.BufferedWriter(Full(path, "w")), raising=False)
+    with pytest.raises(OSError, match=r"No space left on device.* are free\); there is no earlier checkpoint$"):
+        CheckpointStore(tmp_path).save("last", content(1))
+
+
 @pytest.mark.parametrize("when", ["save", "wait"])
 @pytest.mark.parametrize("call", range(5))
 def test_a_full_disk_in_the_background(tmp_path, monkeypatch, when, call):
