@@ -17,9 +17,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import recipes.assemble
-import recipes.report.page  # noqa: F401  # imported here once, not in every child
-from benchmarks.children import Ended, run_child, summary
+from benchmarks.children import Ended, preload, run_child, summary
 from benchmarks.timing import save
 from recipes.catalogue import groups, options
 from recipes.cli import evaluate, export, train
@@ -171,6 +169,8 @@ def fuzz(count: int, seed: int, limit_s: float) -> list[Ended]:
         ended = []
         for program, words in lines(count, seed, folder, run):
             ended.append(run_child(program, words, folder / "log", limit_s))
+            if os.environ.get("SLOW") and ended[-1].seconds > 4:
+                print(round(ended[-1].seconds, 1), program.__name__, [word[:60] for word in words], flush=True)
             if ended[-1].fault:
                 shown = [word if len(word) < 200 else f"{word[:60]}... ({len(word)})" for word in words]
                 print(f"{ended[-1].fault}: {program.__name__} {shown}\n{ended[-1].text[-2500:]}\n", flush=True)
@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=60.0, help="seconds after which a line hangs")
     given = parser.parse_args()
+    preload()
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched
     ended = fuzz(given.lines, given.seed, given.limit)
     save("fuzz_command_lines", {"lines": len(ended), "seed": given.seed, **summary(ended)})

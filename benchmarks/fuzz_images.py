@@ -24,9 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-import recipes.assemble
-import recipes.report.page  # noqa: F401  # imported here once, not in every child
-from benchmarks.children import Ended, run_child, summary
+from benchmarks.children import Ended, preload, run_child, summary
 from benchmarks.timing import save
 from recipes.cli import evaluate, train
 
@@ -192,6 +190,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=60.0, help="seconds after which a program hangs")
     given = parser.parse_args()
+    preload()
     ended = fuzz(given.files, given.seed, given.limit)
     save("fuzz_images", {"files": given.files, "seed": given.seed, **summary(ended)})
     assert not any(one.fault for one in ended)

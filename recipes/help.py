@@ -17,6 +17,7 @@ EXAMPLES = {
   python train.py ... max_time=11h30m                 then save and end, with exit code 75
   python train.py ... self_check=true                 does this recipe resume bit for bit?
   python train.py ... --config                        print the resolved configuration and stop
+  python train.py ... --traceback                     show where an error was raised
   python train.py --allow my_package loss=my_package.losses.Mine    a part of a package of your own""",
     "evaluate.py": """usage: python evaluate.py checkpoint=PATH [evaluator=NAME] [key=value ...]
 
