@@ -61,7 +61,7 @@ BACKBONES = [
 def lines(count: int, seed: int, folder: Path, run: Path) -> list[tuple[Program, list[str]]]:
     """Programs and their words, a function of the seed."""
     draw = random.Random(seed)
-    kinds = [_configuration, _trained, _mixed, _mixed, _evaluated, _exported, _resumed, _damaged]
+    kinds = [configuration, _trained, _mixed, _mixed, _evaluated, _exported, _resumed, _damaged]
     drawn = []
     for number in range(count):
         program, words = draw.choice(kinds)(draw, folder, run)
@@ -86,7 +86,8 @@ def _words(draw: random.Random, most: int, keys: list[str] = KEYS) -> list[str]:
     return words + [draw.choice(words)] if draw.random() < 0.1 else words
 
 
-def _configuration(draw: random.Random, folder: Path, run: Path) -> tuple[Program, list[str]]:
+def configuration(draw: random.Random, folder: Path, run: Path) -> tuple[Program, list[str]]:
+    """A line that stops before anything is built."""
     flag = draw.choice([[], ["-m"], ["--confg"], ["-x"], ["--allow"], ["--allow", "os"], ["--traceback "]])
     return train, [f"recipe={draw.choice(options('recipe'))}", *_words(draw, 3, SHOWN_KEYS), "--config", *flag]
 
@@ -169,8 +170,6 @@ def fuzz(count: int, seed: int, limit_s: float) -> list[Ended]:
         ended = []
         for program, words in lines(count, seed, folder, run):
             ended.append(run_child(program, words, folder / "log", limit_s))
-            if os.environ.get("SLOW") and ended[-1].seconds > 4:
-                print(round(ended[-1].seconds, 1), program.__name__, [word[:60] for word in words], flush=True)
             if ended[-1].fault:
                 shown = [word if len(word) < 200 else f"{word[:60]}... ({len(word)})" for word in words]
                 print(f"{ended[-1].fault}: {program.__name__} {shown}\n{ended[-1].text[-2500:]}\n", flush=True)
