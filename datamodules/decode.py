@@ -31,8 +31,8 @@ def read_rgb(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Imag
         max_pixels: refuse larger images, by the size in their header, before anything is allocated.
 
     Raises:
-        ValueError: no regular file, too large, several pages, float (which has no range to map to bytes), or deeper than 8 bits with
-            values of 8 bits, of which only black would be left.
+        ValueError: no regular file, too large, several pages, float (which has no range to map to bytes), or deeper
+            than 8 bits with values of 8 bits, of which only black would be left.
         OSError: another format, truncated, unreadable (and whatever else Pillow's decoders raise for damage).
     """
     from PIL import Image, ImageOps

@@ -207,15 +207,9 @@ def of(root, tmp_path, *words):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("what", ["damaged", "fifo", "dangling"])
-def test_an_image_that_cannot_be_read_is_one_message(photos, tmp_path, capsys, workers, what):
+def test_an_image_that_cannot_be_read_is_one_message(photos, tmp_path, capsys, workers):
     odd = photos / "train" / "a" / "odd.png"
-    if what == "damaged":
-        odd.write_bytes(b"\x89PNG")
-    elif what == "fifo":
-        os.mkfifo(odd)
-    else:
-        odd.symlink_to("nowhere")
+    odd.write_bytes(b"\x89PNG")
     try:
         code = train(of(photos, tmp_path, f"data.num_workers={workers}"))
     finally:

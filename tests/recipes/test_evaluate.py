@@ -17,7 +17,7 @@ from lightning_modules.evaluators.base import EvaluationData
 from lightning_modules.evaluators.predict import Predict
 from recipes.checkpoint import load_checkpoint, save_checkpoint
 from recipes.cli import evaluate
-from recipes.evaluate import Subject, _source
+from recipes.evaluate import Subject, _check, _source
 from recipes.make import rebuild_network
 from recipes.stored import stored_config
 from recipes.validate import ConfigError
@@ -124,18 +124,21 @@ def test_class_names_of_the_data_may_have_another_unicode_form(found, monkeypatc
     """A checkpoint of a Linux machine, class folders of a Mac."""
     data = SimpleNamespace(
         setup=lambda: None, classes_of=lambda part: found, test_dataloader=list, train_eval_dataloader=list,
-        test_is_query=None, test_picture=None,
+        test_is_query=None, test_picture=None, channels=3, image_size=8,
     )  # fmt: skip
     monkeypatch.setattr("recipes.make.make", lambda *_, **__: data)
+    monkeypatch.setattr("recipes.probe.check_takes", lambda *_: None)
     run = SimpleNamespace(reads="labelled", reads_logits=False, same_classes=True)
     subject = Subject(None, {}, ("caf\u00e9",), None, tmp_path, 0)
     if found == ("cafe",):
         with pytest.raises(
             ConfigError, match="class names differ from those of the checkpoint: 'caf\u00e9' there, 'cafe'"
         ):
-            _source(run, subject, None, tmp_path)
+            _check(run, subject, None, *_source(run, subject, None, tmp_path))
     else:
-        assert _source(run, subject, None, tmp_path).classes == found
+        source = _source(run, subject, None, tmp_path)
+        _check(run, subject, None, *source)
+        assert source[0].classes == found
 
 
 def refused(words, capsys):
