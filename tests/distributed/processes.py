@@ -24,6 +24,12 @@ TINY = [
 SAF = ["regularizer=saf", "regularizer.saf.lag=1", "regularizer.saf.start_epoch=0"]
 
 
+def but(words, *changes):
+    """Words with others in the place of those for the same keys; a key is said once."""
+    keys = {change.partition("=")[0] for change in changes}
+    return [*(word for word in words if word.partition("=")[0] not in keys), *changes]
+
+
 @dataclass
 class Ended:
     """How one process ended, and what it printed."""

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import SAF, TINY, together
+from processes import SAF, TINY, but, together
 
 from recipes.checkpoint import CheckpointStore
 from recipes.directory import read_status
@@ -36,7 +36,7 @@ def child_of(pid):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.slow
 def test_the_second_process_is_killed(tmp_path):
-    words = ["recipe=grocery_saf", *TINY, *SAF, "trainer.devices=2", "trainer.max_epochs=100000", "name=run"]
+    words = ["recipe=grocery_saf", *SAF, *but(TINY, "trainer.devices=2", "trainer.max_epochs=100000"), "name=run"]
     command = [sys.executable, str(ROOT / "train.py"), *words, f"output={tmp_path}"]
     keys = {"OMP_NUM_THREADS": "1"}
     first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | keys)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from processes import TINY, command, saved, together
+from processes import TINY, but, command, saved, together
 
 from kernels.batch import Batch, Output, Step
 from kernels.mixed_pairs import MixedPairs
@@ -91,11 +91,9 @@ def test_two_processes_are_one(in_two, name):
 
 
 WORDS = [
-    *(word for word in TINY if not word.startswith("data.val_fraction")),
+    *(word for word in but(TINY, "trainer.max_epochs=2", "data.limit_test=51") if "val_fraction" not in word),
     "recipe=grocery_metrix",
-    "trainer.max_epochs=2",
     "data.samples_per_class=2",
-    "data.limit_test=51",
     "head.dim=8",
     "loss.memory=12",
     "backbone.pretrained=false",

@@ -5,7 +5,7 @@ import os
 import signal
 
 import pytest
-from processes import SAF, TINY, answer, command, together
+from processes import SAF, TINY, answer, but, command, together
 
 import recipes
 from recipes.checkpoint import CheckpointStore
@@ -16,12 +16,10 @@ pytestmark = pytest.mark.fault
 #: Batch norm, dropout, a moving average, SAF, and a last batch of unequal shares.
 WORDS = [
     "recipe=grocery_saf",
-    *TINY,
+    *but(TINY, "backbone=test_efficientnet", "data.limit_train=21"),
     *SAF,
-    "backbone=test_efficientnet",
     "head.dropout_prob=0.2",
     "task.ema_decay=0.9",
-    "data.limit_train=21",
     "data.drop_last=false",
     "evaluator=[]",
 ]

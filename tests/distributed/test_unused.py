@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from processes import TINY, answer
+from processes import TINY, answer, but
 from torch import nn
 
 from lightning_modules.distributed import check_every_parameter_used
@@ -14,7 +14,7 @@ def with_unused(rank, folder, strategy):
     """A run whose network has a head that nothing reads."""
     import recipes
 
-    words = [*TINY, "trainer.max_epochs=1", f"trainer.strategy={strategy}", f"output={folder}", "evaluator=[]"]
+    words = but(TINY, "trainer.max_epochs=1", f"trainer.strategy={strategy}", f"output={folder}", "evaluator=[]")
     run = recipes.build("grocery_baseline", words)
     run.task.network.second_head = nn.Linear(4, 2)
     return answer(run)

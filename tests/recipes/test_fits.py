@@ -1,6 +1,7 @@
 """What cannot end well is refused before anything is trained, with the way out."""
 
 import pytest
+from tiny import but
 
 import recipes
 from recipes.cli import evaluate
@@ -33,7 +34,7 @@ PLAIN = ["recipe=grocery_baseline", *CONV]
             "classification compares with the classes of training, and the test part of this data has others",
         ),
         (
-            [*METRIC, "data.batch_size=8", "data.samples_per_class=1"],
+            but(METRIC, "data.batch_size=8", "data.samples_per_class=1"),
             "loss MultiSimilarity learns from two samples of a class",
         ),
         ([*METRIC, "data.limit_test=20"], "no test image has another of its class to find for retrieval"),

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import pytest
 import yaml
-from tiny import TINY
+from tiny import TINY, but
 
 import recipes
 from recipes.catalogue import CONFIGS, LIST_GROUPS, header, options
@@ -63,7 +63,7 @@ def on_embedded_photographs():
 
 def train(recipe, folder, name, words, *more):
     with suppress(Stopped):
-        recipes.build(recipe, [*WORDS, *words, f"output={folder}", f"name={name}", *more]).run()
+        recipes.build(recipe, but(WORDS, *words, f"output={folder}", f"name={name}", *more)).run()
     return CheckpointStore(folder / recipe / name / "checkpoints").newest("last")[0]
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from tiny import SAF
+from tiny import SAF, but
 from torch.nn.functional import cross_entropy
 
 import recipes
@@ -192,7 +192,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
 )
 def test_values_that_cannot_work_are_refused_before_a_directory_is_made(tmp_path, word, message):
     with pytest.raises(ConfigError, match=message):
-        recipes.build("grocery_saf", [*TINY, *SAF, f"output={tmp_path / 'runs'}", word])
+        recipes.build("grocery_saf", but([*TINY, *SAF, f"output={tmp_path / 'runs'}"], word))
     assert not (tmp_path / "runs").exists()
 
 
@@ -210,7 +210,7 @@ class Sleeper(Regularizer):
 
 
 def test_a_part_that_never_acted_ends_the_run_with_an_error(tmp_path):
-    run = recipes.build("grocery_baseline", [*TINY, f"output={tmp_path}", "trainer.max_epochs=1"])
+    run = recipes.build("grocery_baseline", but(TINY, f"output={tmp_path}", "trainer.max_epochs=1"))
     run.task.parts.regularizers["sleeper"] = Sleeper()
     with pytest.raises(NeverActed, match="^sleeper never had an effect in this run"):
         run.run()
@@ -223,7 +223,7 @@ def test_runs_with_one_seed_are_equal_whatever_the_workers(tmp_path):
     """All columns but the two that tell time, to the last digit; another seed differs."""
     kept = {}
     for name, words in {"a": [], "b": [], "workers": ["data.num_workers=2"], "other": ["seed=1"]}.items():
-        words = [*TINY, *SAF, "trainer.max_epochs=2", f"output={tmp_path}", f"name={name}", *words]
+        words = but([*TINY, *SAF], "trainer.max_epochs=2", f"output={tmp_path}", f"name={name}", *words)
         run = recipes.build("grocery_saf", words)
         run.run()
         timed = ("seconds", "images_per_second")

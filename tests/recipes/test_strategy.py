@@ -1,6 +1,7 @@
 """Which strategies there are, what torchrun's processes are checked against, and shares that cannot be made."""
 
 import pytest
+from tiny import but
 
 import recipes
 from recipes.strategy import DDP, choose_strategy, devices_of_torchrun
@@ -65,4 +66,4 @@ def test_processes_of_torchrun(torchrun):
 )
 def test_shares_that_cannot_be_made(words, message):
     with pytest.raises(ConfigError, match=message):
-        recipes.build(overrides=[*TINY, "trainer.devices=3", *words])
+        recipes.build(overrides=but(TINY, "trainer.devices=3", *words))

@@ -9,3 +9,9 @@ TINY = [
 ]
 #: SAF that acts in a few epochs, where its own defaults are made for long runs.
 SAF = ["regularizer.saf.lag=1", "regularizer.saf.start_epoch=0"]
+
+
+def but(words, *changes):
+    """Words with others in the place of those for the same keys; a key is said once."""
+    keys = {change.partition("=")[0] for change in changes}
+    return [*(word for word in words if word.partition("=")[0] not in keys), *changes]
