@@ -20,11 +20,12 @@ def train(argv: Sequence[str] | None = None) -> int:
 
     def run(words: list[str]) -> int:
         from recipes.compose import compose_config, to_yaml
+        from recipes.words import take
 
         show = "--config" in words
         words = [word for word in words if word != "--config"]
         check, words = _take_self_check(words)
-        if any(word.startswith("resume=") for word in words):
+        if take(words, "resume")[0] is not None:
             from recipes.resume import configure
 
             config, directory = configure(words)
@@ -77,10 +78,12 @@ def export(argv: Sequence[str] | None = None) -> int:
 
 def _take_self_check(words: list[str]) -> tuple[bool, list[str]]:
     """Whether ``self_check=true`` is among the words, and the other ones."""
-    found = [word.partition("=")[2] for word in words if word.startswith("self_check=")]
-    if wrong := [value for value in found if value not in ("true", "false")]:
-        raise ConfigError([f"self_check={wrong[0]} must be true or false"])
-    return "true" in found, [word for word in words if not word.startswith("self_check=")]
+    from recipes.words import take
+
+    text, others = take(words, "self_check")
+    if text not in (None, "true", "false"):
+        raise ConfigError([f"self_check={text} must be true or false"])
+    return text == "true", others
 
 
 def _command(program: str, words: Sequence[str]) -> str:

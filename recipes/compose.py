@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recipes.allow import is_allowed
@@ -18,6 +18,7 @@ from recipes.plain import OWN_INTERPOLATION, value_problems
 from recipes.recipe_file import read_recipe
 from recipes.signature import TARGET, is_part
 from recipes.validate import ConfigError, part_name_problems, problems_of
+from recipes.words import set_words
 
 
 def compose_config(
@@ -43,22 +44,23 @@ def compose_config(
         read_recipe(overrides.recipe)  # refuses what Hydra would do for it
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            composed = compose(root, overrides=overrides.words)
-        for group in overrides.swapped:
-            with open_dict(composed):
-                composed[group] = _afresh(group, overrides)
-        if refused := value_problems(OmegaConf.to_container(composed), interpolation=OWN_INTERPOLATION):
+            composed = cast(dict[str, Any], OmegaConf.to_container(compose(root, overrides=overrides.choices)))
+        composed |= {group: _afresh(group, choice) for group, choice in overrides.swapped.items()}
+        unread = set_words(composed, overrides.values, target)
+        overrides.problems += unread.values()
+        if refused := value_problems(composed, interpolation=OWN_INTERPOLATION):
             raise ConfigError([*overrides.problems, *refused])
-        config = OmegaConf.to_container(composed, resolve=True)
+        config = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(composed), resolve=True))
+        if refused := value_problems(config):  # an escaped ${...} comes out of the resolution as one
+            raise ConfigError([*overrides.problems, *refused])
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError([*overrides.problems, _first_line(error)]) from error
-    config = cast(dict[str, Any], config)
     if overrides.recipe is not None:
         config["recipe"] = overrides.recipe
     problems = overrides.problems + _remove(config, overrides) + _absent_parts(config, overrides)
-    unread = tuple(f"{name} must be given" for name in overrides.unread)
     problems += part_name_problems(config)
-    problems += [line for line in problems_of(config, target) if not line.startswith(unread)]
+    missing = tuple(f"{path} must be given" for path in unread)  # of a key whose word cannot be read it is no news
+    problems += [line for line in problems_of(config, target) if not line.startswith(missing)]
     if problems:
         raise ConfigError(problems)
     return config
@@ -69,16 +71,12 @@ def to_yaml(config: dict[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config))
 
 
-def _afresh(group: str, overrides: Overrides) -> Any:
-    """A part chosen on the command line: its own defaults and the command line's keys, not the recipe's settings,
-    which were meant for the part it replaces (an SGD learning rate is none for AdamP)."""
-    choice = overrides.swapped[group]
-    own = is_allowed(choice)
-    node = OmegaConf.create({TARGET: choice}) if own else OmegaConf.load(CONFIGS / group / f"{choice}.yaml")
-    for name, value in overrides.values:
-        if name.startswith(f"{group}."):
-            OmegaConf.update(node, name.removeprefix(f"{group}."), value, force_add=True)
-    return node
+def _afresh(group: str, choice: str) -> Any:
+    """A part chosen on the command line: its own defaults, not the recipe's settings, which were meant for the part it
+    replaces (an SGD learning rate is none for AdamP)."""
+    if is_allowed(choice):
+        return {TARGET: choice}
+    return OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{choice}.yaml"))
 
 
 def _remove(config: dict[str, Any], overrides: Overrides) -> list[str]:
@@ -96,7 +94,7 @@ def _remove(config: dict[str, Any], overrides: Overrides) -> list[str]:
             problems.append(f"~{word}: there is no {path} to remove")
         elif "/" in word:
             problems.append(f"~{word}: write ~{path}")
-        elif later := [name for name, _ in overrides.values if name == path or name.startswith(f"{path}.")]:
+        elif later := [other.path for other in overrides.values if other.lies_below(path)]:
             problems.append(f"~{path} removes what {', '.join(later)} sets; write one of the two")
         else:
             del node[last]
@@ -106,7 +104,7 @@ def _remove(config: dict[str, Any], overrides: Overrides) -> list[str]:
 def _absent_parts(config: dict[Any, Any], overrides: Overrides) -> list[str]:
     """Keys of parts that are not chosen are taken out: silently what a recipe set for a part that was replaced, with
     a message what the command line says."""
-    problems, typed = [], {name for name, _ in overrides.values}
+    problems, typed = [], {word.path for word in overrides.values}
     for group, node in config.items():
         if isinstance(node, dict) and group in LIST_GROUPS:
             for name in [name for name, part in node.items() if not is_part(part)]:

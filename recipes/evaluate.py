@@ -11,20 +11,27 @@ from typing import Any
 
 from recipes.boundary import refusing
 from recipes.compose import compose_config
+from recipes.plain import value_problems
+from recipes.signature import TARGET
 from recipes.stored import stored_config, without_download
-from recipes.validate import ConfigError, group_problems, unknown_key
+from recipes.validate import ConfigError, group_problems, problems_of
+from recipes.words import set_words, split_words
 
 Part = dict[str, Any]
 FEATURES = "lightning_modules.heads.embedding.Embedding"
 RETRIEVE = "evaluate its features with evaluator=[retrieval]"
 EMBEDS = "the head of this checkpoint gives an embedding and none; take evaluator=[retrieval]"
+FOLDER = "datamodules.unlabelled.Unlabelled"
 UNLABELLED = ["root", "eval_batch_size", "num_workers", "max_pixels"]  # keys of data that a folder of images takes
 
 
 def configure(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """The configuration of an evaluation, and the words that change the data of the checkpoint's own recipe."""
-    replaced = any(word.startswith("data=") for word in words)
-    data_words = [] if replaced else [word for word in words if word.startswith("data.")]
+    found, problems = split_words(words)
+    if problems:
+        raise ConfigError(problems)
+    replaced = any(word.path == "data" for word in found)
+    data_words = [] if replaced else [word.typed for word in found if word.path.startswith("data.")]
     rest = [word for word in words if word not in data_words]
     config = compose_config(rest, root="evaluate", target="recipes.evaluate.evaluate_checkpoint")
     _check_subject(*(config.get(key) for key in ("checkpoint", "backbone", "data")))
@@ -93,7 +100,8 @@ def evaluate_checkpoint(
         where = _device(device)
         runs = {name: make(part, group="evaluator") for name, part in evaluator.items()}
         subject = _subject(checkpoint, backbone, data, data_words, evaluator)
-        root = subject.data.get("root") if data or any(word.startswith("data.root=") for word in data_words) else None
+        given = any(word.path == "data.root" for word in split_words(data_words)[0])
+        root = subject.data.get("root") if data or given else None
         folder = _new(Path(output) if output else subject.folder / time.strftime("%Y-%m-%d_%H-%M-%S"))
         sources = {name: _source(run, subject, root, folder) for name, run in runs.items()}
         network = subject.network()
@@ -165,20 +173,17 @@ def _of_backbone(backbone: Part, data: Part) -> Subject:
 
 def change_data(node: Part, words: Sequence[str], evaluators: dict[str, Part] | None = None) -> Part:
     """A copy of the data part with ``data.key=value`` words applied and checked."""
-    from omegaconf import OmegaConf
-
-    changed = copy.deepcopy(node)
-    dotted = [word.removeprefix("data.") for word in words]
-    merged = OmegaConf.to_container(OmegaConf.merge(changed, OmegaConf.from_dotlist(dotted)))
-    assert isinstance(merged, dict)
-    if set(evaluators or {}) == {"predict"}:  # any folder of images takes the place of the recipe's data
-        keys = [word.partition("=")[0] for word in dotted]
-        problems = [unknown_key(f"data.{key}", UNLABELLED) for key in keys if key not in UNLABELLED]
-    else:
-        problems = group_problems("data", merged)
-    if problems:
+    predicts = set(evaluators or {}) == {"predict"}  # any folder of images takes the place of the recipe's data
+    parsed, problems = split_words(words)
+    problems += [f"{word.shown}: write data.KEY=VALUE" for word in parsed if word.sign == "~"]
+    config = {"data": {TARGET: FOLDER, "root": ""} if predicts else copy.deepcopy(node)}
+    problems += set_words(config, parsed, "recipes.evaluate.evaluate_checkpoint").values()
+    part = config["data"]
+    problems += problems_of(part, FOLDER, "data") if predicts else group_problems("data", part)
+    if problems := problems or value_problems(part, "data"):
         raise ConfigError(problems)
-    return merged  # type: ignore[return-value]
+    said = {word.path.split(".")[1] for word in parsed}
+    return node | {key: value for key, value in part.items() if key in said}
 
 
 def _device(name: str) -> Any:

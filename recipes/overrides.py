@@ -1,6 +1,6 @@
-"""The command line's words: checked one by one, all problems collected, and turned into what Hydra understands.
+"""What the words of the command line choose and remove: checked one by one, with all problems collected.
 
-key=value                    one value
+key=value                    a key, kept for when the parts are known
 group=NAME                   choose a part          group=[A,B]   several, where a group holds several
 +regularizer=[mesa,nd]       append to the recipe's
 ~attack                      remove
@@ -8,66 +8,58 @@ group=NAME                   choose a part          group=[A,B]   several, where
 
 from __future__ import annotations
 
+import ast
 import re
-import shlex
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 
 from lightning_modules.names import unknown_name
 from recipes.allow import is_allowed
 from recipes.catalogue import CONFIGS, LIST_GROUPS, is_backbone, options
-from recipes.plain import MAX_DEPTH, TOO_DEEP, brackets_open
 from recipes.recipe_file import read_recipe
 from recipes.signature import TARGET, outside_hint
+from recipes.values import SeveralValues, read_value
+from recipes.words import Word, split_words
 
-SPELLINGS = (
-    "write key=value, group=NAME, group=[A,B] where a group holds several parts, +regularizer=[A,B] to append to the "
-    "recipe's, ~group to remove"
-)
 #: Where a run executes is no part of its method: what a recipe sets here (its length) stays when it is swapped.
 KEEPS_SETTINGS = ("trainer",)
 SEATS = ("surgery", "attack", "teacher", "gradient", "reweighting", "mixing")
+#: What stands behind the name of a group: the name of a part, or several.
+CHOICE = ast.parse("list[str]", mode="eval").body
 
 
 class Overrides:
-    """Parses words into Hydra overrides and problems.
+    """Parses words into choices for Hydra, keys to set, and problems.
 
     Attributes:
         problems: messages about words that cannot be used.
         recipe: the chosen recipe, None when its name is wrong.
-        words: Hydra overrides that can be composed.
-        values: (dotted key, value) of every plain ``key=value``.
+        choices: Hydra overrides that choose the parts.
+        values: the words that set keys.
         swapped: groups of one part whose option differs from the recipe's.
         removed: dotted keys and parts that ``~`` takes out.
-        unread: keys whose word could not be read; that their value is missing is then no problem of its own.
     """
 
     def __init__(self, words: Sequence[str], root: str = "train") -> None:
-        self.root, self.problems = root, list[str]()
+        parsed, self.problems = split_words(words)
         defaults = root_defaults(root)
         self.recipe: str | None = defaults.get("recipe")
-        self.values: list[tuple[str, Any]] = []
+        self.values: list[Word] = []
         self.swapped: dict[str, str] = {}
         self.removed: list[str] = []
-        self.unread: list[str] = []
         self._groups: dict[str, Any] = {}
-        self._keys: list[str] = []
         self._defaults = defaults
-        parsed = [override for word in words if (override := self._parse(word)) is not None]
-        for override in sorted(parsed, key=lambda o: o.key_or_group != "recipe"):
-            self._read(override)
+        for word in sorted(parsed, key=lambda word: (word.path != "recipe", word.sign == "+")):
+            self._read(word)
 
     @property
-    def words(self) -> list[str]:
+    def choices(self) -> list[str]:
         """An empty seat that stays empty needs no word, and Hydra could not remove it."""
         groups = [item for item in self._groups.items() if item[1] is not None or self._own(item[0]) is not None]
-        return [_spell(name, value) for name, value in groups] + self._keys
+        return [_spell(name, value) for name, value in groups]
 
     def chosen(self, group: str) -> Any:
         """The choice for a group: the command line's, else the recipe's."""
@@ -76,57 +68,22 @@ class Overrides:
     def _own(self, group: str) -> Any:
         return _choice(self.recipe, group, self._defaults.get(group))
 
-    def _parse(self, word: str) -> Override | None:
-        if brackets_open(word) > MAX_DEPTH:  # the parser of Hydra would run out of stack
-            self.problems.append(f"{word[:80]!r}...: {TOO_DEEP}")
-            return None
-        try:
-            override = OverridesParser.create().parse_override(word)
-        except ValueError:
-            self.unread.append(word.partition("=")[0].lstrip("+"))
-            self.problems.append(f"cannot read {word[:60]!r}...: a number of {len(word):,} digits")
-            return None
-        except HydraException:
-            self.unread.append(word.partition("=")[0].lstrip("+"))
-            self.problems.append(f"cannot read {word[:200]!r}: {self._quoted(word) or SPELLINGS}")
-            return None
-        if override.is_sweep_override():
-            name = override.key_or_group
-            self.unread.append(name)
-            parts = f"for several parts write {name}=[A,B]; " if name in LIST_GROUPS else ""
-            self.problems.append(f"{word!r} names several values: {parts}for one run each add -m")
-            return None
-        return override
-
-    def _quoted(self, word: str) -> str | None:
-        """Advice for a value with characters that Hydra reads as its own, such as the ``=`` of a path."""
-        found = re.fullmatch(r"(\+{0,2}[\w.]+)=(.*)", word, flags=re.DOTALL)
-        if not found or found[1].lstrip("+") in (*self._defaults, *SEATS) or found[2][:1] in "[{'\"":
-            return None
-        escaped = found[2].replace("'", "\\'")
-        spelled = f"{found[1]}='{escaped}'"
-        try:
-            OverridesParser.create().parse_override(spelled)
-        except (HydraException, ValueError):
-            return None
-        shell = shlex.quote(spelled) if re.search(r'["$`\\!]', spelled) else f'"{spelled}"'
-        return f"some characters of the value have a meaning here; quote it, in a shell as {shell}"
-
-    def _read(self, override: Override) -> None:
-        name = override.key_or_group
-        if name == "hydra" or name.startswith("hydra.") or name.startswith("hydra/"):
-            self.problems.append(f"{override.input_line!r}: Hydra's own settings are not part of a run; see --help")
-        elif name in self._defaults or name in SEATS:
-            self._read_group(name, override)
-        elif override.is_delete():
-            self.removed.append(name)
+    def _read(self, word: Word) -> None:
+        if re.split(r"[./]", word.path)[0] == "hydra":
+            self.problems.append(f"{word.shown}: Hydra's own settings are not part of a run; see --help")
+        elif word.path in self._defaults or word.path in SEATS:
+            self._read_group(word.path, word)
+        elif word.sign == "~":
+            self.removed.append(word.path)
+        elif "/" in word.path:
+            self.problems.append(f"{word.shown}: write {word.path.replace('/', '.')}={word.text}")
         else:
-            self._set(name, override.value(), str(override.input_line).split("=", 1)[1])
+            self.values.append(word)
 
-    def _read_group(self, group: str, override: Override) -> None:
+    def _read_group(self, group: str, word: Word) -> None:
         several = group in LIST_GROUPS
         current = self.chosen(group)
-        if override.is_delete():
+        if word.sign == "~":
             if not current:
                 self.problems.append(f"~{group}: the recipe has no {group} to remove")
             elif group not in (*LIST_GROUPS, *SEATS):
@@ -135,49 +92,59 @@ class Overrides:
                 self._groups[group] = [] if several else None
                 self.swapped.pop(group, None)
             return
-        value = override.value()
-        if isinstance(value, dict) or (isinstance(value, list) and not several):
-            self.problems.append(f"{override.input_line!r}: {group} holds one part; write {group}=NAME")
+        names = self._names(group, word)
+        if names is None:
             return
-        if value is None and group not in (*LIST_GROUPS, *SEATS):
-            self.problems.append(f"{group}=null: every run has a {group}; replace it with {group}=NAME")
-            return
-        names = [
-            str(getattr(item, "text", item))
-            for item in (value if isinstance(value, list) else [value])
-            if item is not None
-        ]
-        if override.is_add() and not several and current:
+        if word.sign == "+" and not several and current:
             self.problems.append(
-                f"{override.input_line!r}: {group} holds one part, and the recipe has {current}; replace it with "
+                f"{word.shown}: {group} holds one part, and the recipe has {current}; replace it with "
                 f"{group}={names[0] if names else 'NAME'}"
             )
             return
+        self._choose(group, names, [*(current or [])] if several and word.sign == "+" else [], word)
+
+    def _names(self, group: str, word: Word) -> list[str] | None:
+        """The parts that a word names; None where it cannot be used."""
+        several = group in LIST_GROUPS
+        try:
+            value = read_value(word.text, CHOICE)
+        except SeveralValues:
+            parts = f"for several parts write {group}=[A,B]; " if several else ""
+            self.problems.append(f"{word.shown} names several values: {parts}for one run each add -m")
+            return None
+        except ValueError as error:
+            self.problems.append(f"cannot read {word.shown}: {error}")
+            return None
+        if isinstance(value, dict) or (isinstance(value, list) and not several):
+            self.problems.append(f"{word.shown}: {group} holds one part; write {group}=NAME")
+        elif value is None and group not in (*LIST_GROUPS, *SEATS):
+            self.problems.append(f"{group}=null: every run has a {group}; replace it with {group}=NAME")
+        else:
+            names = value if isinstance(value, list) else [value if isinstance(value, str) else word.text.strip()]
+            return [] if value is None else names
+        return None
+
+    def _choose(self, group: str, names: list[str], before: list[str], word: Word) -> None:
         known = [name for name in names if self._known(group, name)]
         if len(known) < len(names):
             return
-        if several:
-            before = current if override.is_add() else []
+        if group in LIST_GROUPS:
             own = [name for name in known if is_allowed(name)]
-            self._groups[group] = list(dict.fromkeys([*(before or []), *(name for name in known if name not in own)]))
+            self._groups[group] = list(dict.fromkeys([*before, *(name for name in known if name not in own)]))
             for name in own:
-                self._set(f"{group}.{key_of(name)}.{TARGET}", name, name)
+                self.values.append(Word(word.typed, "", f"{group}.{key_of(name)}.{TARGET}", name))
         elif known and is_allowed(known[0]):
             self.swapped[group] = known[0]
         elif group == "backbone" and known and known[0] not in options("backbone"):
             self._groups[group] = self.swapped[group] = "timm"
-            self._set("backbone.name", known[0], known[0])
+            self.values.append(Word(word.typed, "", "backbone.name", known[0]))
         elif group == "recipe" and known:
             self.recipe = self._groups["recipe"] = known[0]
-        elif known or current:
+        elif known or self.chosen(group):
             self._groups[group] = known[0] if known else None
             self.swapped.pop(group, None)
             if known and known[0] != self._own(group) and group not in KEEPS_SETTINGS:
                 self.swapped[group] = known[0]
-
-    def _set(self, name: str, value: Any, text: str) -> None:
-        self.values.append((name, value))
-        self._keys.append(f"++{name}={text}")
 
     def _known(self, group: str, name: str) -> bool:
         if name in options(group) or (group == "backbone" and is_backbone(name)):

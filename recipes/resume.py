@@ -9,6 +9,7 @@ from typing import Any
 
 from recipes.plain import read_yaml, value_problems
 from recipes.validate import ConfigError, part_name_problems, problems_of
+from recipes.words import set_words, split_words, take
 
 #: What may change from one session of a run to the next: it decides nothing about the numbers. How many processes
 #: there are is compared with the checkpoint, whatever keys led to it.
@@ -26,6 +27,7 @@ FREE = (
     "trainer.process_timeout_s",
 )
 Config = dict[str, Any]
+ROOT_TARGET = "recipes.assemble.assemble"
 
 
 def configure(words: Sequence[str]) -> tuple[Config, Path]:
@@ -34,12 +36,13 @@ def configure(words: Sequence[str]) -> tuple[Config, Path]:
     Raises:
         ConfigError: no run there, a word that cannot be applied, or one that would make it another run.
     """
-    directory = Path(next(word for word in words if word.startswith("resume=")).removeprefix("resume="))
+    place, others = take(words, "resume")
+    directory = Path(place or "")
     stored = read_config(directory)
     stored["stop_after"] = None  # it ended the session before
-    changed = apply(stored, [word for word in words if not word.startswith("resume=")])
+    changed = apply(stored, others)
     problems = [f"resuming {directory}: {line}" for line in differences(stored, changed)]
-    if problems := problems or value_problems(changed) or problems_of(changed, "recipes.assemble.assemble"):
+    if problems := problems or value_problems(changed) or problems_of(changed, ROOT_TARGET):
         raise ConfigError(problems)
     return changed, directory
 
@@ -61,7 +64,7 @@ def read_config(directory: Path) -> Config:
         raise ConfigError([f"{path} cannot be read: {error}"]) from error
     if not isinstance(config, dict):
         raise ConfigError([f"{path} is no configuration of a run"])
-    problems = value_problems(config) or part_name_problems(config) + problems_of(config, "recipes.assemble.assemble")
+    problems = value_problems(config) or part_name_problems(config) + problems_of(config, ROOT_TARGET)
     if problems:
         raise ConfigError([f"{path}: {line}" for line in problems])
     return config
@@ -69,23 +72,24 @@ def read_config(directory: Path) -> Config:
 
 def apply(config: Config, words: Sequence[str]) -> Config:
     """A copy with ``key=value`` words set; a part that is named, such as ``backbone=NAME``, stays a name."""
-    changed, problems = copy.deepcopy(config), []
-    for word in words:
-        path, equals, text = word.partition("=")
-        *parents, last = path.split(".")
-        node: Any = changed
-        for name in parents:
-            node = node.get(name) if isinstance(node, dict) else None
-        if not equals or not isinstance(node, dict) or (last not in node and path not in FREE):
-            problems.append(f"{word!r} cannot be applied to a run that is resumed; write key=value of its config.yaml")
-            continue
-        try:
-            node[last] = read_yaml(text)
-        except ValueError as error:
-            problems.append(f"{word!r} cannot be read: {error}")
-    if problems:
+    changed = copy.deepcopy(config)
+    parsed, problems = split_words(words)
+    problems += [
+        f"{word.shown} cannot be applied to a run that is resumed; write key=value of its config.yaml"
+        for word in parsed
+        if word.sign not in ("", "++") or not (word.path in FREE or _holds(config, word.path))
+    ]
+    if problems := problems or [*set_words(changed, parsed, ROOT_TARGET).values()]:
         raise ConfigError(problems)
     return changed
+
+
+def _holds(node: Any, path: str) -> bool:
+    for name in path.split("."):
+        if not isinstance(node, dict) or name not in node:
+            return False
+        node = node[name]
+    return True
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -18,6 +18,7 @@ from recipes.directory import is_finished
 from recipes.signature import ROOT
 from recipes.stop import AGAIN
 from recipes.validate import ConfigError
+from recipes.words import take
 
 BREAK, UPDATES = 3, 6
 #: What two runs with the same numbers may differ in: times, and the configuration's folder and length.
@@ -33,9 +34,11 @@ def self_check(words: Sequence[str]) -> int:
     Returns:
         0 when everything is equal bit for bit, 1 otherwise.
     """
-    if any(word.startswith("resume=") for word in words):
+    if take(words, "resume")[0] is not None:
         raise ConfigError(["self_check=true starts runs of its own; leave resume= out and name the recipe"])
-    kept = [word for word in words if word.partition("=")[0] not in ("output", "name", "stop_after", "max_time")]
+    kept = list(words)
+    for key in ("output", "name", "stop_after", "max_time"):
+        kept = take(kept, key)[1]
     with tempfile.TemporaryDirectory() as folder:
         command = [*kept, f"output={folder}/runs"]
         print(f"self check: {UPDATES} updates, against {BREAK} + {UPDATES - BREAK} with a resume between", flush=True)

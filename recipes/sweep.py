@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
@@ -21,11 +22,11 @@ from recipes.allow import allow_words
 from recipes.child import run_child
 from recipes.compose import compose_config
 from recipes.directory import is_finished
-from recipes.overrides import SPELLINGS
-from recipes.plain import MAX_DEPTH, TOO_DEEP, brackets_open
 from recipes.resume import differences, read_config
 from recipes.signature import ROOT
 from recipes.validate import ConfigError
+from recipes.values import split
+from recipes.words import Word, split_words, take
 
 LONGEST = 100  # characters of a name
 
@@ -44,16 +45,16 @@ def sweep(program: str, words: Sequence[str], show: bool = False) -> int:
         for number, job in enumerate(jobs)
     ]
     for job, outcome in zip(jobs, outcomes, strict=True):
-        print(f"{outcome:<8}  {' '.join(job)}")
+        print(f"{outcome:<8}  {shlex.join(job)}")
     return int(any(outcome.startswith("exit") for outcome in outcomes))
 
 
 def _run(program: str, job: list[str], number: str, flags: list[str]) -> str:
     """Start one job; what the table says of it."""
     if program == "train.py" and not flags and _is_finished(job):
-        print(f"{number} finished before: {' '.join(job)}", flush=True)
+        print(f"{number} finished before: {shlex.join(job)}", flush=True)
         return "finished"
-    print(f"{number} {program} {' '.join(job)}", flush=True)
+    print(f"{number} {program} {shlex.join(job)}", flush=True)
     command = [sys.executable, str(ROOT / program), *job, *allow_words(), *flags]
     code = run_child(command)
     return "ok" if code == 0 else f"exit {code}"
@@ -74,26 +75,50 @@ def _named(jobs: list[list[str]]) -> list[list[str]]:
     shared = set(jobs[0]).intersection(*jobs[1:])
     named = []
     for job in jobs:
-        own = [word for word in job if word not in shared and not word.startswith("name=")]
-        name = next((word.removeprefix("name=") for word in job if word.startswith("name=")), "null")
-        if name != "null" and own:
+        name, others = take(job, "name")
+        own = [word for word in others if word not in shared]
+        if name not in (None, "null") and own:
             whole = f"{name}-" + re.sub(r"[^A-Za-z0-9._=+-]+", "_", "-".join(own))
             if len(whole) > LONGEST:
                 whole = f"{whole[: LONGEST - 17]}-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
-            job = [word for word in job if not word.startswith("name=")] + [f"name='{whole}'"]
+            job = [*others, f"name={whole}"]
         named.append(job)
     return named
 
 
 def expand(words: Sequence[str]) -> list[list[str]]:
-    """The combinations, in Hydra's order: the last word varies fastest."""
-    if deep := [word for word in words if brackets_open(word) > MAX_DEPTH]:
-        raise ConfigError([f"{word[:80]!r}...: {TOO_DEEP}" for word in deep])
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(words))
-    except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
-        raise ConfigError([f"cannot read the sweep: {SPELLINGS}; values of a sweep as key=1,2,3"]) from error
-    return [list(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
+    """The combinations; the last word varies fastest. Each word of a job means what it means without ``-m``."""
+    parsed, problems = split_words(words)
+    found = list[list[str]]()
+    for word in parsed:
+        try:
+            found.append([word.typed] if word.sign == "~" else [_with_text(word, text) for text in _texts(word.text)])
+        except ValueError as error:
+            problems.append(f"cannot read the sweep {word.shown}: {error}; values of a sweep are KEY=1,2,3")
+    if problems:
+        raise ConfigError(problems)
+    return [list(job) for job in product(*found)]
+
+
+def _texts(text: str) -> list[str]:
+    r"""Values between commas outside of brackets and quotes, where ``\,`` is a comma; or those of Hydra's ``range(3)``.
+
+    Raises:
+        ValueError: brackets that are not paired.
+    """
+    if re.fullmatch(r"(range|choice)\(.*\)", text, flags=re.DOTALL):
+        try:
+            return list(OverridesParser.create().parse_override(f"key={text}").sweep_string_iterator())
+        except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
+            raise ValueError(str(error).splitlines()[0]) from error
+    if "," not in text:
+        return [text]
+    pieces = [piece.replace("\0", ",") for piece in split(text.replace("\\,", "\0"))]
+    return [piece.strip() for piece in pieces] if len(pieces) > 1 else pieces
+
+
+def _with_text(word: Word, text: str) -> str:
+    return f"{word.sign}{word.path}={text}"
 
 
 def _problems(jobs: list[list[str]]) -> list[str]:

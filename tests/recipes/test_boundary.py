@@ -122,7 +122,7 @@ def test_the_traceback_is_shown_when_it_is_asked_for(capsys, monkeypatch):
     ("words", "message"),
     [
         (["max_time=99999999999h"], "max_time=99999999999h is more than 3650 days; leave it out"),
-        ([f"seed={'9' * 5000}"], "cannot read 'seed=999.*: a number of 5,005 digits"),
+        ([f"seed={'9' * 5000}"], "cannot read 'seed=999.*: a number of 5,000 digits"),
         (
             [f"output={'x' * 5000}"],
             r"cannot make the run directory x+\.\.\. \(\d+ characters\): File name too long; choose",

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.accelerators import CPUAccelerator
+from tiny import but
 
 from recipes import sweep as sweep_module
 from recipes.catalogue import groups, header, options
@@ -99,7 +100,7 @@ def stub_assemble(monkeypatch, run):
 
 def test_the_command_is_handed_on_as_it_was_typed(monkeypatch):
     given = stub_assemble(monkeypatch, lambda: None)
-    words = ["recipe=grocery_baseline", "data.root='a folder'", "data=cifar10"]
+    words = ["recipe=grocery_baseline", "data.root=a folder", "data=cifar10"]
     assert train(words) == 0
     config = dict(given[0])
     assert shlex.split(config.pop("command")) == ["python", "train.py", *words] and config.pop("resume") is None
@@ -135,7 +136,7 @@ def test_what_only_building_finds_ends_with_code_2(monkeypatch, capsys, tmp_path
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
     words = ["recipe=grocery_baseline", "backbone=resnet18", "data.limit_train=128", "trainer.accelerator=cpu"]
-    assert train([*words, f"output={tmp_path / 'runs'}", word]) == 2
+    assert train(but([*words, f"output={tmp_path / 'runs'}"], word)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
@@ -170,8 +171,8 @@ def test_only_ddp_takes_every_device():
         (["seed=range(3)"], [["seed=0"], ["seed=1"], ["seed=2"]]),
         (["regularizer=[saf],[saf,mesa]"], [["regularizer=[saf]"], ["regularizer=[saf,mesa]"]]),
         (["+regularizer=mesa", "~evaluator", "optimizer.lr=0.1,1e-2"],
-         [["+regularizer=mesa", "~evaluator=null", "optimizer.lr=0.1"],
-          ["+regularizer=mesa", "~evaluator=null", "optimizer.lr=0.01"]]),
+         [["+regularizer=mesa", "~evaluator", "optimizer.lr=0.1"],
+          ["+regularizer=mesa", "~evaluator", "optimizer.lr=1e-2"]]),
         ([], [[]]),
     ],
 )  # fmt: skip
@@ -181,8 +182,8 @@ def test_expansion_of_a_sweep(words, jobs):
 
 
 def test_a_sweep_that_cannot_be_read():
-    with pytest.raises(ConfigError, match="cannot read the sweep: .* values of a sweep as key=1,2,3"):
-        expand(["seed=0,1", "mesa"])
+    with pytest.raises(ConfigError, match=r"cannot read the sweep 'seed=\[0,1': .* values of a sweep are KEY=1,2,3"):
+        expand(["seed=[0,1", "mesa"])
 
 
 @pytest.fixture
@@ -221,13 +222,13 @@ def test_jobs_of_one_name_have_names_of_their_own_and_run_once(started, capsys, 
     words = ["-m", "recipe=grocery_baseline", "seed=0,1", "head=linear,cosine", "name=trial", f"output={tmp_path}"]
     assert train(words) == 1
     names = [next(word for word in command if word.startswith("name=")) for command in started]
-    assert names == [f"name='trial-seed={seed}-head={head}'" for seed in (0, 1) for head in ("linear", "cosine")]
+    assert names == [f"name=trial-seed={seed}-head={head}" for seed in (0, 1) for head in ("linear", "cosine")]
     for name in ("trial-seed=0-head=linear", "trial-seed=0-head=cosine", "trial-seed=1-head=cosine"):
         directory, head = tmp_path / "grocery_baseline" / name, name.rpartition("=")[2]
         directory.mkdir(parents=True)
         write_status(directory, "finished")
         (directory / "results.json").write_text('{"seed": 0}')
-        own = ["recipe=grocery_baseline", f"seed={name[11]}", f"head={head}", f"name='{name}'", f"output={tmp_path}"]
+        own = ["recipe=grocery_baseline", f"seed={name[11]}", f"head={head}", f"name={name}", f"output={tmp_path}"]
         (directory / "config.yaml").write_text(to_yaml(compose_config(own)))
     started.clear()
     assert train(words) == 1 and len(started) == 1 and names[2] in started[0]
@@ -242,7 +243,7 @@ def test_long_names_are_shortened_and_stay_apart(started):
     words += ["optimizer.weight_decay=0.00011,0.00012", "schedule.warmup_fraction=0.10001,0.10002"]
     assert train(["-m", *words]) == 1
     names = {next(word for word in command if word.startswith("name=")) for command in started}
-    assert len(names) == 8 and all(len(name) <= 100 + len("name=''") for name in names)
+    assert len(names) == 8 and all(len(name) <= 100 + len("name=") for name in names)
 
 
 def test_a_single_name_is_kept(started):

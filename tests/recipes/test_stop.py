@@ -10,7 +10,7 @@ import textwrap
 import time
 
 import pytest
-from tiny import SAF, TINY
+from tiny import SAF, TINY, but
 
 import recipes
 from recipes.checkpoint import CheckpointStore
@@ -101,7 +101,7 @@ def test_each_signal_has_its_exit_code(number, reason, code, tmp_path):
 
 
 def test_the_budget_ends_the_run(tmp_path, capsys):
-    words = [*WORDS, f"output={tmp_path}", "name=run", "trainer.max_epochs=100000", "max_time=1.5s"]
+    words = but(WORDS, f"output={tmp_path}", "name=run", "trainer.max_epochs=100000", "max_time=1.5s")
     assert command_line(words) == 75
     assert "stopped by max_time; saved after update" in capsys.readouterr().err
     assert status(tmp_path)["reason"] == "max_time" and last(tmp_path)["update"] > 0
@@ -214,4 +214,4 @@ def test_what_is_no_duration(text):
     with pytest.raises(ValueError, match="max_time"):
         seconds(text)
     with pytest.raises(ConfigError, match="max_time"):
-        recipes.build(overrides=[*WORDS, f"max_time='{text}'"])
+        recipes.build(overrides=[*WORDS, f"max_time={text}"])
