@@ -8,6 +8,7 @@ published md5 sums first; ``verify=false`` accepts rebuilt batches, whose sums m
 from __future__ import annotations
 
 import io
+import os
 import pickle
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -82,7 +83,7 @@ class CIFAR10(ArrayData):
         **common: Any,
     ) -> None:
         super().__init__(seed, **common)
-        self.root, self.download, self.verify = Path(root).expanduser(), download, verify
+        self.root, self.download, self.verify = Path(os.path.expanduser(root)), download, verify
 
     def arrays(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]]:
         from torchvision import datasets

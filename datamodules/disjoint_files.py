@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ class DisjointFiles(ImageFiles):
                 f"data.allow_missing_classes=true means nothing to {type(self).__name__}, whose test classes are not "
                 "those of training; set it to false"
             )
-        self.root = Path(root).expanduser()
+        self.root = Path(os.path.expanduser(root))
         if expect is not None and (set(expect) != set(self.FACTS) or min(expect.values()) < 1):
             raise ValueError(f"data.expect={expect} must be null or give a number for each of {', '.join(self.FACTS)}")
         self.expect = expect

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,7 +45,7 @@ class Folder(ImageFiles):
                 f"data.val_folder and data.test_folder are both {test_folder!r}; the test images must not "
                 "select the model, set data.val_folder=null to split from the training part"
             )
-        self.root, self.val_folder, self.test_folder = Path(root).expanduser(), val_folder, test_folder
+        self.root, self.val_folder, self.test_folder = Path(os.path.expanduser(root)), val_folder, test_folder
         self.expect = checked_facts(expect)
 
     def read(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +43,7 @@ class GroceryStore(ImageFiles):
         super().__init__(seed, **common)
         if split not in ("official", "classes"):
             raise ValueError(f"data.split is {split!r}; choose official or classes")
-        self.root, self.split = Path(root).expanduser(), split
+        self.root, self.split = Path(os.path.expanduser(root)), split
 
     def read(self) -> None:
         if not self.root.is_dir():

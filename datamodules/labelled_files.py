@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class LabelledFiles(ImageFiles):
         **common: Any,
     ) -> None:
         super().__init__(seed, **common)
-        self.root = Path(root).expanduser()
+        self.root = Path(os.path.expanduser(root))
         self.label_files = {"train": train, "test": test, **({"val": val} if val is not None else {})}
         self.given_classes = classes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -51,7 +52,8 @@ class Omniglot(ArrayData):
         super().__init__(seed, **common)
         if channels not in (1, 3):
             raise ValueError(f"data.channels={channels}; choose 3, or 1 with backbone.in_channels=1")
-        self.root, self.image_size, self.channels, self.verify = Path(root).expanduser(), image_size, channels, verify
+        self.root = Path(os.path.expanduser(root))
+        self.image_size, self.channels, self.verify = image_size, channels, verify
 
     def arrays(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]]:
         train, train_labels, classes = self._part("train")

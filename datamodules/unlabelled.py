@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +51,7 @@ class Unlabelled(RangeChecked):
         num_workers: Annotated[int, "0 <= x <= 1024"] = 0,
         max_pixels: Annotated[int, "x >= 1"] = MAX_PIXELS,
     ) -> None:
-        folder = Path(root).expanduser()
+        folder = Path(os.path.expanduser(root))
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {folder.absolute()}; data.root must be a folder of images")
         left = LeftOut()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -131,7 +132,7 @@ def _shapes(name: str, num_classes: int, in_channels: int, kwargs: dict[str, Any
 
 
 def _read(path: str) -> dict[str, Tensor]:
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not file.is_file():
         raise FileNotFoundError(
             f"backbone.pretrained={path!r}: no such file ({file.resolve()}); give the path of a safetensors file, "

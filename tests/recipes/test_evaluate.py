@@ -106,6 +106,16 @@ def test_predictions_for_a_folder(trained, folder, tiles):
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", ["photos #2", "~t", "2024", "x: y"])
+def test_the_folder_is_the_one_that_was_typed(trained, folder, monkeypatch, name):
+    """Beside it lies one whose name is what YAML would have read."""
+    monkeypatch.chdir(folder.parent)
+    (folder / "below").rename(folder.parent / name)
+    assert evaluate([f"checkpoint={trained[0].directory}", "evaluator=predict", f"data.root={name}"]) == 0
+    rows = (evaluated(trained[0]) / "predictions.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 2 and rows[1].startswith('"c.png",')
+
+
 def test_class_names_cannot_carry_a_formula(trained, tmp_path, tiles):
     network = trained[0].task.network
     images = torch.tensor(np.asarray(tiles[0])).permute(2, 0, 1)[None].float() / 255
