@@ -213,6 +213,7 @@ def test_messages_of_the_other_commands(run_directory):
     assert "'~data.root' cannot be applied to a run that is resumed" in problems(
         resume, [f"resume={run_directory}", "~data.root"]
     )
+    assert "callback is not a key" in problems(configure, ["checkpoint=a", "callback=true"])
     assert "cannot read 'x'" in problems(resume, [f"resume={run_directory}", "x"])
     assert "'save_every=1,2' names several values" in problems(resume, [f"resume={run_directory}", "save_every=1,2"])
     assert resume([f"resume={run_directory}", "max_time=null", "save_every=3"])[0]["max_time"] is None
