@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from resuming import finish, go_on, last, outcome
-from tiny import TINY
+from tiny import TINY, but
 
 import recipes
 from recipes.self_check import differing
@@ -54,7 +54,7 @@ class Runs:
 
     def build(self, folder, workers, name="broken", *words):
         kept = [f"output={folder}", f"name={name}", f"data.num_workers={workers}"]
-        return recipes.build(self.recipe, [*WORDS, *self.words, *kept, *words])
+        return recipes.build(self.recipe, but(WORDS, *self.words, *kept, *words))
 
     def go_on(self, folder, *words):
         return go_on(folder, self.recipe, "broken", *words)

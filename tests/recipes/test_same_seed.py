@@ -38,7 +38,7 @@ def both(tmp_path_factory):
     """
     here = tmp_path_factory.mktemp("here")
     there = here / "a b" / "größe-размер"
-    command = [sys.executable, str(ROOT / "train.py"), *WORDS, f"output='{there}'", "name=run", "data.num_workers=2"]
+    command = [sys.executable, str(ROOT / "train.py"), *WORDS, f"output={there}", "name=run", "data.num_workers=2"]
     keys = {"PATH": os.environ["PATH"], "LANG": "C", "LC_ALL": "C", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "12345"}
     pipes = {name: subprocess.PIPE for name in ("stdout", "stderr")}
     other = subprocess.Popen(command, env=keys, stdin=subprocess.DEVNULL, **pipes)
