@@ -62,8 +62,6 @@ def parse(typed: str) -> Word:
     found = _FORM.fullmatch(typed)
     if not found or (found[3] is None and found[1] != "~"):
         raise ValueError(f"cannot read {typed[:200]!r}: {SPELLINGS}")
-    if any("\ud800" <= letter <= "\udfff" for letter in typed):  # how Python spells bytes that are none of UTF-8
-        raise ValueError(f"{typed[:200]!r} is no text in UTF-8, and a configuration is; rename what it names")
     if found[2].count(".") >= MAX_DEPTH:
         raise ValueError(f"{typed[:200]!r}: a key has at most {MAX_DEPTH} names")
     return Word(typed, found[1] or "", found[2], found[3] or "")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY
+from tiny import TINY, but
 
 import recipes
 from datamodules.raise_site import raised_here
@@ -142,15 +142,14 @@ def test_the_traceback_is_shown_when_it_is_asked_for(capsys, monkeypatch):
             r"images of this data have 3 channel\(s\); set backbone.in_channels=3",
         ),
         (["backbone=vit_tiny_patch16_224"], r"images of 48x48 pixels .*; set backbone.kwargs.img_size=48"),
-        (["name='a\udcffb'"], "name: 'a.*b' is not valid Unicode"),
-        (["name=a\udcffb"], r"cannot read 'name=a\\udcffb'"),
+        (["name=a\udcffb"], "name: 'a.*b' is not valid Unicode"),
         (["resume=" + "z" * 5000], "File name too long"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
 def test_it_is_refused_before_there_is_a_run_directory(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert train([*([] if words[0].startswith("resume") else WORDS), *words]) == 2
+    assert train(but([] if words[0].startswith("resume") else WORDS, *words)) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 
@@ -203,7 +202,8 @@ def photos(tmp_path_factory):
 
 def of(root, tmp_path, *words):
     folder = ["data=folder", f"data.root={root}", "data.image_size=16", "data.batch_size=4", "data.val_fraction=0.2"]
-    return [*WORDS, *folder, "data.limit_train=null", "data.limit_test=null", f"output={tmp_path}", "name=a", *words]
+    unlimited = ["data.limit_train=null", "data.limit_test=null"]
+    return but(WORDS, *folder, *unlimited, f"output={tmp_path}", "name=a", *words)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -174,7 +174,7 @@ def test_what_appends_may_be_said_often_and_anywhere():
         ("a b=1", "cannot read 'a b=1': write key=value"),
         ("+seed", r"cannot read '+seed': write key=value"),
         (f"{'a.' * 50}b=1", "a key has at most 40 names"),
-        ("output=caf\udce9", "is no text in UTF-8, and a configuration is; rename what it names"),
+        ("output=caf\udce9", "output: 'caf\\udce9' is not valid Unicode"),
         ("data/batch_size=3", "'data/batch_size=3': write data.batch_size=3"),
         ("seed=1,2", "'seed=1,2' names several values: for one run each add -m"),
         ("schedule.milestones=0.3,0.6", "several values: for a list write schedule.milestones=[A,B]; for one run each"),
