@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.timing import arguments, interleave, ratios, save
-from kernels.batch import Batch, Step
+from kernels.batch import Batch, Step, Update
 from lightning_modules.backbones.timm_backbone import create_backbone
 from lightning_modules.heads.linear import Linear
 from lightning_modules.host_memory import keep_freed_memory
@@ -50,7 +50,7 @@ def one_step(backbone: str, batch: Batch, regularizers: dict[str, Regularizer], 
         step = Step(epoch, 0, 0, network, network, len(batch))
         result = run_step(parts, batch, step)
         optimizer.step()
-        parts.commit(*result.whole(), step)
+        parts.commit(result.whole(), step)
         for saf in stores:
             saf.written[epoch % saf.lag].index_fill_(0, batch.index, epoch - saf.lag)  # fresh again
 
@@ -72,7 +72,7 @@ def saf_alone(batch: Batch) -> Callable[[], None]:
         term = saf(outputs, batch, step)
         assert term is not None
         (term.sum() / len(batch)).backward()
-        saf.commit({"main": Output(logits=logits.detach())}, batch, step)
+        saf.commit(Update({"main": Output(logits=logits.detach())}, batch), step)
 
     return run
 

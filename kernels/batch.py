@@ -1,11 +1,11 @@
-"""The three records that flow between the rooms: ``Batch``, ``Output`` and ``Step``.
+"""The records that flow between the rooms: ``Batch``, ``Output``, ``Step`` and ``Update``.
 
 Shape legend used everywhere: B samples, C classes, D pooled features, E embedding, H x W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
@@ -51,6 +51,18 @@ class Batch:
 
     def __len__(self) -> int:
         return self.image.shape[0]
+
+    def shown(self, name: str) -> Tensor | None:
+        """The image that a view names: ``main``, ``clean``, ``adversarial``, ``second`` or an extra field; None for one
+        that the batch does not carry."""
+        match name:
+            case "main" | "adversarial":
+                return self.image
+            case "clean":
+                return self.image if self.clean_image is None else self.clean_image
+            case "second":
+                return self.second_image
+        return self.extra.get(name)
 
     def replace(self, **changes: Any) -> Batch:
         """A copy with some fields changed; tensors are shared, not copied."""
@@ -185,7 +197,9 @@ class Step:
         network: the network in training.
         forward: ``forward(image) -> Output`` of that network, as the step runs it (compiled, mixed precision).
         batch_size: samples of the whole update over all micro-batches and ranks.
-        coefficients: ``[B]`` weight of each sample of this micro-batch in its loss term; None for the uniform mean.
+        networks: the other networks of the run by name (see ``Parts.networks``).
+        pass_number: 0 in the pass that is recorded; higher where a gradient looks at the batch again (SAM), in which a
+            part counts nothing.
     """
 
     epoch: int
@@ -194,4 +208,26 @@ class Step:
     network: torch.nn.Module
     forward: Callable[..., Output]
     batch_size: int
-    coefficients: Tensor | None = None
+    networks: Mapping[str, torch.nn.Module] = field(default_factory=dict)
+    pass_number: int = 0
+
+    def network_of(self, name: str) -> torch.nn.Module:
+        """The network of this name; ``main`` is the one in training."""
+        return self.network if name == "main" else self.networks[name]
+
+
+@dataclass(slots=True)
+class Update:
+    """What one update saw, without graph: what parts are told in ``commit``.
+
+    Attributes:
+        outputs: of every view.
+        batch: of this process, mixed and attacked.
+        losses: per-sample terms ``[B]`` of the loss by name (or scalars).
+        coefficients: ``[B]`` of the terms that a reweighting weighed.
+    """
+
+    outputs: dict[str, Output]
+    batch: Batch
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    coefficients: dict[str, Tensor] = field(default_factory=dict)

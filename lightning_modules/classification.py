@@ -21,8 +21,8 @@ class Classification(Task):
     same_classes = True
 
     def measure_training(self, outputs: dict[str, Output], batch: Batch) -> dict[str, Tensor]:
-        """Correct predictions of the main view; against the larger share where labels are mixed."""
-        logits_BC = outputs["main"].class_scores
+        """Correct answers in the view that the loss predicts from; against the larger share where labels are mixed."""
+        logits_BC = outputs[self.parts.loss.prediction].class_scores
         label_B = batch.label if batch.label.ndim == 1 else batch.label.argmax(1)
         return {"accuracy": logits_BC.argmax(1) == label_B}
 

@@ -14,7 +14,8 @@ from kernels.batch import Batch, Step
 from lightning_modules.gradients.base import Terms
 from lightning_modules.norm_statistics import norm_statistics_kept
 from lightning_modules.parts import Parts
-from lightning_modules.step import StepResult, forward_views
+from lightning_modules.step import StepResult
+from lightning_modules.views import forward_views
 
 
 def describe(result: StepResult, step: Step, parts: Parts, rank: int | None = None) -> str:
@@ -102,8 +103,12 @@ def first_bad_layer(batches: list[Batch], step: Step, parts: Parts) -> str | Non
         Its name, with those of its own parameters that are not finite; None where every output was finite, or the
         images are not.
     """
-    network = step.network
-    names = {module: ".".join(filter(None, ("network", name))) for name, module in network.named_modules()}
+    networks = {"network": step.network, **{f"networks.{name}": module for name, module in parts.networks.items()}}
+    names = {
+        module: ".".join(filter(None, (owner, name)))
+        for owner, network in networks.items()
+        for name, module in network.named_modules()
+    }
     clean: dict[nn.Module, bool] = {}
     found: list[str] = []
 
@@ -118,9 +123,9 @@ def first_bad_layer(batches: list[Batch], step: Step, parts: Parts) -> str | Non
     handles += [module.register_forward_hook(after, with_kwargs=True) for module in names]
     devices = [batches[0].image.device] if batches[0].image.is_cuda else []
     try:
-        with torch.no_grad(), norm_statistics_kept(network), torch.random.fork_rng(devices):
+        with torch.no_grad(), norm_statistics_kept(*networks.values()), torch.random.fork_rng(devices):
             for batch in batches:
-                forward_views(parts, batch, replace(step, forward=network))
+                forward_views(parts, batch, replace(step, forward=step.network))
     finally:
         for handle in handles:
             handle.remove()

@@ -23,9 +23,9 @@ def statistics_in_training(*modules: nn.Module) -> list[Tensor]:
 
 
 @contextmanager
-def norm_statistics_kept(network: nn.Module) -> Iterator[None]:
+def norm_statistics_kept(*networks: nn.Module) -> Iterator[None]:
     """Whatever forwards happen inside, running means, variances and counters are put back afterwards."""
-    norms = norm_modules(network)
+    norms = [norm for network in networks for norm in norm_modules(network)]
     saved = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
     try:
         yield

@@ -39,7 +39,8 @@ def create_optimizer(
 
     Args:
         network: a ``Network`` with ``backbone`` and ``head``.
-        parts: modules owned by parts (projectors); their trainable parameters get a group of their own.
+        parts: modules owned by parts (projectors), whose trainable parameters get a group of their own; further
+            networks among them are grouped as the main one.
         name: a name of ``timm.optim.list_optimizers()``.
         lr: base learning rate.
         weight_decay: in the units of the optimizer (coupled for SGD, decoupled for AdamW).
@@ -107,8 +108,20 @@ def parameter_groups(
     decay_norm_and_bias: bool,
 ) -> list[Group]:
     """Groups with weight decay on matrices only, and a learning-rate scale for each depth where asked."""
-    backbone, others = network.backbone, [network.head] + ([parts] if parts is not None else [])
-    assert isinstance(backbone, nn.Module)
+    networks: list[Any] = [network, *getattr(parts, "trained", [])]
+    groups = [group for one in networks for group in _of_network(one, weight_decay, layer_decay)]
+    if parts is not None:
+        seen = {id(p) for one in networks for p in one.parameters()}
+        owned = param_groups_weight_decay(parts, weight_decay=weight_decay)
+        groups += [{**group, "params": [p for p in group["params"] if id(p) not in seen]} for group in owned]
+    if decay_norm_and_bias:
+        groups = [{**group, "weight_decay": weight_decay} for group in groups]
+    return _split(groups, [*networks, *([parts] if parts is not None else [])])
+
+
+def _of_network(network: Any, weight_decay: float, layer_decay: float | None) -> list[Group]:
+    """Groups of one network: of its backbone, by depth where asked, and of its head."""
+    backbone = network.backbone
     no_weight_decay: Any = getattr(backbone, "no_weight_decay", set)
     skip = no_weight_decay()
     if layer_decay is not None:
@@ -120,12 +133,7 @@ def parameter_groups(
                 group["lr_scale"] *= layer_decay
     else:
         groups = param_groups_weight_decay(backbone, weight_decay=weight_decay, no_weight_decay_list=skip)
-    for module in others:
-        assert isinstance(module, nn.Module)
-        groups += param_groups_weight_decay(module, weight_decay=weight_decay)
-    if decay_norm_and_bias:
-        groups = [{**group, "weight_decay": weight_decay} for group in groups]
-    return _split(groups, [backbone, *others])
+    return [*groups, *param_groups_weight_decay(network.head, weight_decay=weight_decay)]
 
 
 def _split(groups: list[Group], modules: list[Any]) -> list[Group]:

@@ -8,15 +8,29 @@ whoever builds it. Every part works in a plain PyTorch loop: call ``setup`` once
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from kernels.batch import Batch, Output, Step
+from kernels.batch import Batch, Output, Step, Update
 from kernels.pair_form import PairForm
 from kernels.ranges import RangeChecked
+
+MAIN = "main"
+
+
+def split_view(view: str) -> tuple[str, str]:
+    """Network and image of a view, which is written ``image`` or ``network/image`` (see ``views.py``).
+
+    Example:
+        >>> split_view("clean"), split_view("teacher/clean")
+        (('main', 'clean'), ('teacher', 'clean'))
+    """
+    network, _, image = view.rpartition("/")
+    return network or MAIN, image
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +39,8 @@ class Context:
 
     ``batch_size`` counts the samples of an update over all processes, ``last_batch_size`` those of an epoch's last
     update; None where every process has equally many. ``val_is_query`` says which validation images (by
-    ``Batch.index``) are queries and not of the gallery, None where all are both.
+    ``Batch.index``) are queries and not of the gallery, None where all are both. ``networks`` are those beside the one
+    in training, by name.
     """
 
     num_classes: int
@@ -37,18 +52,41 @@ class Context:
     batch_size: int | None = None
     last_batch_size: int | None = None
     val_is_query: Tensor | None = None
+    networks: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    def network_of(self, name: str) -> nn.Module:
+        """The network of this name; ``main`` is the one in training."""
+        return self.network if name == MAIN else self.networks[name]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What a part may look at before the first update.
+
+    Attributes:
+        batches: makes the batches of the training samples in stored order, without augmentation.
+        network: the network as it starts.
+        device: where it is.
+    """
+
+    batches: Callable[[], Iterable[Batch]]
+    network: nn.Module
+    device: torch.device
 
 
 class Part(RangeChecked, nn.Module):
     """What every kind of part shares.
 
     Class attributes:
-        needs: what must be present: ``hard_labels``, ``index``, ``logits``, ``embedding``, ``attack``, ``teacher``,
-            ``pair_form`` (a loss whose pairs can be mixed).
+        needs: what must be present: ``hard_labels``, ``index``, ``logits``, ``embedding``, ``attack``, ``pair_form`` (a
+            loss whose pairs can be mixed).
         gives: what a head puts into its ``Output``: ``logits``, ``embedding``.
         does: what the part does to the rest: ``mixes_labels``, ``doubles_forward``, ...
         refuses: effects of other parts that make this one meaningless, each with the mathematical reason.
-        views: the images this part reads; each is forwarded once however many parts ask for it.
+        views: what this part reads, as ``image`` or ``network/image``; each is forwarded once however many parts ask
+            for it, in the order in which the loss names them.
+        still: those of ``views`` whose forward leaves running norm statistics alone; the first part that reads a view
+            says so, and the loss comes first.
         maps: feature maps of the main view that it reads (see ``Network.forward``).
     """
 
@@ -56,7 +94,8 @@ class Part(RangeChecked, nn.Module):
     gives: ClassVar[frozenset[str]] = frozenset()
     does: ClassVar[frozenset[str]] = frozenset()
     refuses: ClassVar[dict[str, str]] = {}
-    views: ClassVar[tuple[str, ...]] = ()
+    views: tuple[str, ...] = ()
+    still: frozenset[str] = frozenset()
     maps: tuple[str, ...] = ()
 
     def objections(self, loss: Part) -> list[str]:
@@ -66,11 +105,23 @@ class Part(RangeChecked, nn.Module):
     def setup(self, context: Context) -> None:
         """Allocate state and refuse settings that cannot work; called once, before the optimizer exists."""
 
-    def commit(self, outputs: dict[str, Output], batch: Batch, step: Step) -> None:
-        """Write state after a successful update; ``outputs`` are detached."""
+    def prepare(self, data: TrainingData) -> None:
+        """Look at the data once, before update 0 (class means, caches); never after a resume, which has the state."""
 
-    def after_validation(self, metrics: dict[str, float]) -> None:
-        """Set state that validation decides (a best cut); ``metrics`` are those of this epoch, by column name."""
+    def begin(self, step: Step) -> None:
+        """Draw what holds for the whole update, before any forward of it."""
+
+    def commit(self, result: Update, step: Step) -> None:
+        """Write state after a successful update; everything in ``result`` is detached."""
+
+    def validated(self, network: nn.Module, metrics: dict[str, float]) -> None:
+        """Set state that validation decides (a best cut), before the epoch's row and the selection are made.
+
+        Args:
+            network: the one that was validated and that is stored as the best: the average where there is one. What
+                belongs to it is set on it.
+            metrics: those of this validation, by column name; what is added becomes a column of its own.
+        """
 
     def end_epoch(self) -> dict[str, float]:
         """Diagnostics of the epoch that just ended, by name; resets their sums. The only host read of a part."""
@@ -88,11 +139,15 @@ class Part(RangeChecked, nn.Module):
 class Loss(Part):
     """``(outputs, batch, step) -> {name: [B]}``, per sample unless ``per_sample`` is False.
 
+    ``prediction`` names the view whose logits are the network's answer: training accuracy and every regularizer without
+    a ``view`` of its own read it.
+
     A loss on the whole batch that brings the samples of all processes together by itself ``gathers``. One whose pairs
     can be mixed has their ``pair_form`` (see ``kernels.pair_form``).
     """
 
-    views = ("main",)
+    views = (MAIN,)
+    prediction: str = MAIN
     per_sample: ClassVar[bool] = True
     gathers: ClassVar[bool] = False
     pair_form: PairForm | None = None
@@ -111,9 +166,20 @@ class Loss(Part):
 
 
 class Regularizer(Part):
-    """``(outputs, batch, step) -> [B] or scalar``, already weighted; None while it is off, which costs nothing."""
+    """``(outputs, batch, step) -> [B] or scalar``, already weighted; None while it is off, which costs nothing.
 
-    views = ("main",)
+    Args:
+        view: the view it reads; None for the prediction of the loss.
+    """
+
+    def __init__(self, *, view: str | None = None) -> None:
+        super().__init__()
+        self.view = view or MAIN
+        self.follows_prediction = view is None
+
+    @property
+    def views(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.view,)
 
     def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> Tensor | None:
         raise NotImplementedError(f"{type(self).__name__} must define forward(outputs, batch, step)")
@@ -148,27 +214,21 @@ class Attack(Part):
         raise NotImplementedError(f"{type(self).__name__} must define forward(batch, step)")
 
 
-class Teacher(Part):
-    """``(batch, step) -> Output`` of frozen networks or a cache; fills the ``teacher`` view."""
-
-    @torch.no_grad()
-    def forward(self, batch: Batch, step: Step) -> Output:
-        raise NotImplementedError(f"{type(self).__name__} must define forward(batch, step)")
-
-
 class Reweighting(Part):
-    """``(loss_B, outputs, batch, step) -> [B]`` detached coefficients for the loss term ``term`` (None: the first).
+    """``({term: [B]}, outputs, batch, step) -> {term: [B]}``: coefficients for the loss terms that it names.
 
-    The other terms keep the uniform mean.
+    The others keep the uniform mean, ``1 / step.batch_size`` for each sample. Coefficients sum over the global batch to
+    what the paper says, carry no gradient, and are those of the first pass over an update, whatever passes a gradient
+    adds; the losses it is given are detached.
 
-    They sum to what the paper says over the global batch; uniform is ``1 / step.batch_size``. They are those of the
-    first pass over an update, whatever passes a gradient adds. With
-    ``needs_all_losses`` the step first collects the term of every micro-batch without gradient and calls
-    the part once on the whole update.
+    One that ``needs_all_losses`` is called once on the whole update: the losses of all micro-batches (a pass without
+    gradient comes before) and of all processes (they are gathered; each process computes, and takes its share). Then
+    ``outputs`` hold logits and embeddings only, and the images of the batch stay where they are (``[B, 0]``).
     """
 
     needs_all_losses: ClassVar[bool] = False
-    term: str | None = None
 
-    def forward(self, loss_B: Tensor, outputs: dict[str, Output], batch: Batch, step: Step) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} must define forward(loss_B, outputs, batch, step)")
+    def forward(
+        self, losses: dict[str, Tensor], outputs: dict[str, Output], batch: Batch, step: Step
+    ) -> dict[str, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__} must define forward(losses, outputs, batch, step)")

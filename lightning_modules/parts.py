@@ -1,4 +1,4 @@
-"""The parts of one task, as one module, and the rules of their composition."""
+"""The parts of one task, as one module."""
 
 from __future__ import annotations
 
@@ -7,10 +7,22 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from kernels.batch import Batch, Output, Step
+from kernels.batch import Step, Update
+from lightning_modules.composition import check_composition
+from lightning_modules.frozen import Frozen
 from lightning_modules.gradients.base import Gradient
 from lightning_modules.gradients.sum import Sum
-from lightning_modules.part import Attack, Context, Loss, Mixing, Part, Regularizer, Reweighting, Teacher
+from lightning_modules.part import (
+    Attack,
+    Context,
+    Loss,
+    Mixing,
+    Part,
+    Regularizer,
+    Reweighting,
+    TrainingData,
+    split_view,
+)
 from lightning_modules.reweightings.uniform import Uniform
 
 
@@ -20,10 +32,12 @@ class Parts(nn.Module):
     Args:
         loss: the loss.
         regularizers: by name.
-        mixing, attack, teacher: None where the seat is empty.
+        mixing, attack: None where the seat is empty.
         reweighting: uniform by default.
         gradient: the sum by default.
         head: of the network, which keeps owning its weights; here it takes part in set-up, commits and checks.
+        networks: further networks by name, for views such as ``peer/main``. They are trained with the main one, but for
+            a ``Frozen`` one.
 
     Raises:
         ValueError: two parts that cannot work together, with the reason.
@@ -35,26 +49,43 @@ class Parts(nn.Module):
         regularizers: Mapping[str, Regularizer] | None = None,
         mixing: Mixing | None = None,
         attack: Attack | None = None,
-        teacher: Teacher | None = None,
         reweighting: Reweighting | None = None,
         gradient: Gradient | None = None,
         head: Part | None = None,
+        networks: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self._head = [head] if head is not None else []  # in a list, so that it is not registered a second time
         self.loss = loss
         self.regularizers = nn.ModuleDict(dict(regularizers or {}))
-        self.mixing, self.attack, self.teacher = mixing, attack, teacher
+        self.mixing, self.attack = mixing, attack
         self.reweighting = reweighting or Uniform()
         self.gradient = gradient or Sum()
+        self.networks = nn.ModuleDict(dict(networks or {}))
+        self.trained = [module for module in self.networks.values() if not isinstance(module, Frozen)]
+        for part in (regularizers or {}).values():
+            if part.follows_prediction:
+                part.view = loss.prediction
         check_composition(self)
-        self._writers = [part for _, part in self.named() if type(part).commit is not Part.commit]
-        self.views = tuple(dict.fromkeys(view for _, part in self.named() for view in part.views))
-        self.maps = tuple(dict.fromkeys(name for _, part in self.named() for name in part.maps))
+        self._writers, self._beginners = self._that("commit"), self._that("begin")
+        readers = [loss, *(part for _, part in self.named() if part is not loss)]
+        self.views = tuple(dict.fromkeys(view for part in readers for view in part.views))
+        first = {view: part for part in reversed(readers) for view in part.views}
+        self.still = frozenset(view for view, part in first.items() if view in part.still)
+        self.maps = tuple(dict.fromkeys(name for part in readers for name in part.maps))
+
+    @property
+    def networks_read(self) -> frozenset[str]:
+        """Names of the networks that some view is of."""
+        return frozenset(split_view(view)[0] for view in self.views)
+
+    def _that(self, moment: str) -> list[Part]:
+        """The parts for which a moment means something."""
+        return [part for _, part in self.named() if getattr(type(part), moment) is not getattr(Part, moment)]
 
     def named(self) -> Iterator[tuple[str, Part]]:
         """Every part with the name a user knows it by."""
-        for kind in ("mixing", "attack", "teacher", "loss", "reweighting", "gradient"):
+        for kind in ("mixing", "attack", "loss", "reweighting", "gradient"):
             part = getattr(self, kind)
             if part is not None:
                 yield kind, part
@@ -69,15 +100,27 @@ class Parts(nn.Module):
             part.setup(context)
 
     @torch.no_grad()
-    def commit(self, outputs: dict[str, Output], batch: Batch, step: Step) -> None:
+    def prepare(self, data: TrainingData) -> None:
+        """Let every part look at the data, before update 0."""
+        for part in self._that("prepare"):
+            part.prepare(data)
+
+    def begin(self, step: Step) -> None:
+        """Let every part draw what holds for the update."""
+        for part in self._beginners:
+            part.begin(step)
+
+    @torch.no_grad()
+    def commit(self, result: Update, step: Step) -> None:
         """Let every part write its state, after a successful update."""
         for part in self._writers:
-            part.commit(outputs, batch, step)
+            part.commit(result, step)
 
-    def after_validation(self, metrics: dict[str, float]) -> None:
+    @torch.no_grad()
+    def validated(self, network: nn.Module, metrics: dict[str, float]) -> None:
         """Let parts set what validation decides."""
-        for _, part in self.named():
-            part.after_validation(metrics)
+        for part in self._that("validated"):
+            part.validated(network, metrics)
 
     def end_epoch(self) -> dict[str, float]:
         """Diagnostics of every part, as ``kind/name``-prefixed columns."""
@@ -94,65 +137,3 @@ class Parts(nn.Module):
     def idle(self) -> list[str]:
         """Names of parts that never acted."""
         return [name for name, part in self.named() if not part.acted()]
-
-
-def check_composition(parts: Parts) -> None:
-    """Refuse pairs of parts that contradict each other, all problems at once."""
-    named = list(parts.named())
-    problems = []
-    for name, part in named:
-        others = [(other, effect) for other, acting in named if acting is not part for effect in _effects(acting)]
-        problems += [
-            f"{name} cannot be combined with {other}: {part.refuses[effect]}"
-            for other, effect in others
-            if effect in part.refuses
-        ]
-        effects = {effect for _, effect in others}
-        problems += [f"{name} needs {need!r}, which nothing can give" for need in sorted(part.needs - NEEDS)]
-        missing = [need for need in sorted(part.needs & NEEDS) if _missing(need, parts, effects)]
-        problems += [f"{name} needs {need}: {_HOW[need]}" for need in missing]
-        problems += [f"{name}: {objection}" for objection in part.objections(parts.loss)]
-        for view in part.views:
-            if view == "adversarial" and parts.attack is None:
-                problems.append(f"{name} reads the adversarial view, and there is no attack")
-    if not parts.loss.per_sample and type(parts.reweighting) is not Uniform:
-        problems.append(
-            f"reweighting needs per-sample losses, and {type(parts.loss).__name__} is defined on pairs or batches; "
-            "remove it with ~reweighting"
-        )
-    if problems:
-        raise ValueError("these parts cannot work together:\n- " + "\n- ".join(problems))
-
-
-#: What a part can ask for. ``index`` is in every batch.
-NEEDS = frozenset({"attack", "teacher", "hard_labels", "logits", "embedding", "index", "pair_form"})
-_HOW = {
-    "logits": "choose a head that gives them, such as head=linear",
-    "embedding": "choose a head that gives one, such as head=embedding",
-    "pair_form": "choose a loss on pairs that can be mixed (loss=multi_similarity, contrastive, proxy_anchor, ...)",
-    "attack": "add one with attack=NAME",
-    "teacher": "add one with teacher=NAME",
-    "hard_labels": "a class for each sample, and mixing makes soft labels; remove it with ~mixing",
-}
-
-
-def _missing(need: str, parts: Parts, effects: set[str]) -> bool:
-    """Whether the other parts, with these effects, leave a need open."""
-    match need:
-        case "attack":
-            return parts.attack is None
-        case "teacher":
-            return parts.teacher is None
-        case "hard_labels":
-            return "mixes_labels" in effects
-        case "pair_form":
-            return parts.loss.pair_form is None
-        case "logits" | "embedding":
-            return any(need not in head.gives for head in parts._head)
-    return False
-
-
-def _effects(part: Part) -> frozenset[str]:
-    """What a part does to the rest; mixing behind the backbone also mixes features."""
-    mixes_features = isinstance(part, Mixing) and part.at == "feature_map"
-    return part.does | {"mixes_features"} if mixes_features else part.does

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,12 +21,13 @@ from kernels.ranges import RangeChecked
 from lightning_modules.average import Average
 from lightning_modules.distributed import average_over_processes, check_every_parameter_used, total_over_processes
 from lightning_modules.finite_guard import FiniteGuard
-from lightning_modules.gradients.sum import sum_terms
+from lightning_modules.frozen import Frozen
+from lightning_modules.gradients.base import sum_terms
 from lightning_modules.meters import Meter
 from lightning_modules.network import Network
 from lightning_modules.norm_statistics import statistics_in_training
 from lightning_modules.observer import Observer
-from lightning_modules.part import Context
+from lightning_modules.part import Context, TrainingData
 from lightning_modules.parts import Parts
 from lightning_modules.random_state import random_state
 from lightning_modules.step import StepResult, run_step
@@ -85,13 +87,16 @@ class Task(RangeChecked, LightningModule):
         if channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network, self.parts, self.context = network, parts, context
-        parts.setup(context)
         self.ema_decay, self.ema = ema_decay, Average(network) if ema_decay else None
+        if "average" in parts.networks_read:
+            parts.networks["average"] = Frozen(_average_of(self.ema), checked=False)
+        parts.setup(replace(context, networks=dict(parts.networks.items())))
         self.make_optimizer, self.make_schedule = make_optimizer, make_schedule
         self.micro_batches, self.clip_norm = micro_batches, clip_norm
         self.guard = FiniteGuard(nonfinite, max_nonfinite)
         self.restore_good: Callable[[], int | None] | None = None
         self.failure_directory: Path | None = None
+        self.training_data: Callable[[], Iterable[Batch]] | None = None
         self.update = 0
         self.train_meter, self.val_meter = Meter(), self.validation_meter()
         self.epoch_metrics: dict[str, float] = {}
@@ -100,11 +105,13 @@ class Task(RangeChecked, LightningModule):
         self.observers: list[Observer] = []
         self.schedule: Scheduler
         self._trained: list[nn.Parameter] = []
+        self._named: dict[str, nn.Parameter] = {}
         self.term_names: set[str] = set()
         self._forward: Callable[..., Output] = torch.compile(network.__call__) if compile else network.__call__
         self._batch_norms = [
             m
-            for m in network.modules()
+            for owner in (network, *parts.trained)
+            for m in owner.modules()
             if isinstance(m, nn.modules.batchnorm._BatchNorm) or getattr(m, "uses_batch_statistics", False)
         ]
         # The parts' state is kept equal by the parts themselves; broadcasting it every step would cost and mix counts.
@@ -157,24 +164,19 @@ class Task(RangeChecked, LightningModule):
         for observer in self.observers:
             observer.begin(self)
 
-    def on_fit_start(self) -> None:
-        loss = self.parts.loss
-        partial = self.parts.reweighting.needs_all_losses or not (loss.per_sample or loss.gathers)
-        if self.trainer.world_size > 1 and partial:
-            raise ValueError(
-                f"{self.trainer.world_size} processes see only their share of a batch, and this loss or reweighting is "
-                "defined on the whole one; train with trainer.devices=1"
-            )
-
     def on_train_start(self) -> None:
         # Read once instead of every step: these properties walk through the trainer. The optimizer itself, without
         # Lightning's wrapper: that counts steps, and the count here is ``self.update``; bf16 needs no scaling.
         self._optimizer, self._world = self.optimizers(use_pl_optimizer=False), self.trainer.world_size
+        trained = {id(p) for p in self._trained}
+        self._named = {name: p for name, p in self.named_parameters() if id(p) in trained}
         self.guard.prepare(self.network, self.parts)
         if self._world > 1:
             self._prepare_processes()
         for observer in self.observers:
             observer.train_begins(self)
+        if self.update == 0 and self.training_data is not None:  # after a resume, what it gave is in the state
+            self.parts.prepare(TrainingData(self.training_data, self.network, self.device))
         self._epoch_start = time.monotonic() - self.train_seconds
         self.between_updates = True
 
@@ -222,6 +224,7 @@ class Task(RangeChecked, LightningModule):
             step,
             micro_batches=self.micro_batches,
             backward=lambda loss: self.manual_backward(loss * world if world > 1 else loss),
+            parameters=self._named,
         )
         if any(p.grad is None for p in self._averaged):
             check_every_parameter_used(self, self.update)
@@ -281,13 +284,13 @@ class Task(RangeChecked, LightningModule):
 
     def _commit(self, result: StepResult, step: Step) -> None:
         """State and sums, only after a successful update."""
-        outputs, batch = result.whole()
-        self.parts.commit(outputs, batch, step)
+        whole = result.whole()
+        self.parts.commit(whole, step)
         if self.ema is not None and self.ema_decay is not None:
             self.ema.update(self.network, min(self.ema_decay, 1.0 - self.update ** (-2 / 3)))
         self.samples += step.batch_size
         self.term_names |= result.terms.keys()
-        self.train_meter.add(result.terms | self.measure_training(outputs, batch))
+        self.train_meter.add(result.terms | self.measure_training(whole.outputs, whole.batch))
 
     def agree_on_stop(self) -> bool:
         """Whether a stop was requested in any process; every process calls this together."""
@@ -315,7 +318,7 @@ class Task(RangeChecked, LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.random_before_validation = None
         self._val_metrics = {f"val/{name}": value for name, value in self.validation_metrics().items()}
-        self.parts.after_validation(self._val_metrics)
+        self.parts.validated(self.evaluated_network, self._val_metrics)
         self.log_dict(self._val_metrics)  # for callbacks of others; already global
 
     def validation_metrics(self) -> dict[str, float]:
@@ -349,6 +352,12 @@ class Task(RangeChecked, LightningModule):
         for observer in self.observers:
             observer.epoch_done(self)
         self.between_updates = True
+
+
+def _average_of(ema: Average | None) -> nn.Module:
+    if ema is None:
+        raise ValueError("a part reads a view of the network 'average', and there is none; set task.ema_decay")
+    return ema.module
 
 
 def _check(parts: Parts, micro_batches: int) -> None:

@@ -42,7 +42,6 @@ def assemble(
     surgery: dict[str, Part] | None = None,
     mixing: Part | None = None,
     attack: Part | None = None,
-    teacher: Part | None = None,
     reweighting: Part | None = None,
     gradient: Part | None = None,
     regularizer: dict[str, Part] | None = None,
@@ -65,7 +64,7 @@ def assemble(
         recipe: its name.
         data, backbone, head, task, loss, optimizer, schedule, trainer: one part each.
         surgery, regularizer, evaluator, callback: several parts by name.
-        mixing, attack, teacher, reweighting, gradient: one part or None.
+        mixing, attack, reweighting, gradient: one part or None.
         seed: of initialization, order, augmentation and every draw of a part.
         name: of the run directory.
         output: folder of all runs.
@@ -89,7 +88,7 @@ def assemble(
         # The weights of a run that goes on are in its checkpoint; the pretrained file is not needed again.
         body = backbone if resume is None else without_pretrained(backbone)
         network, report = build_network(body, surgery or {}, head, data_module.num_classes)
-        seats = {"mixing": mixing, "attack": attack, "teacher": teacher}
+        seats = {"mixing": mixing, "attack": attack}
         seats |= {"reweighting": reweighting, "gradient": gradient}
         parts = _parts(network, loss, regularizer or {}, seats)
         check_takes(network, data_module.channels, data_module.image_size, parts.maps)

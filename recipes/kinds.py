@@ -22,7 +22,6 @@ KINDS = {
     "surgery": "lightning_modules.surgery.base.Surgery",
     "mixing": "lightning_modules.part.Mixing",
     "attack": "lightning_modules.part.Attack",
-    "teacher": "lightning_modules.part.Teacher",
     "reweighting": "lightning_modules.part.Reweighting",
     "gradient": "lightning_modules.gradients.base.Gradient",
     "regularizer": "lightning_modules.part.Regularizer",

@@ -192,6 +192,7 @@ class Run:
         """Train; afterwards every process is on its own again, so that evaluation sees the whole test set."""
         self.task.observers = [*self.task.observers, *([keeper.recorder] if keeper.recorder else []), keeper]
         self.task.failure_directory = self.directory
+        self.task.training_data = self.data.train_eval_dataloader
         self.task.restore_good = keeper.restore_good
         self.task.stop_requested = lambda: stop.reason is not None
         stop.may_break = lambda: self.task.between_updates

@@ -2,25 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from kernels.batch import Step
+from kernels.batch import Output, Step
+from lightning_modules.distributed import average_over_processes, processes
 from lightning_modules.part import Part
 
 Terms = dict[str, Tensor]
 
 
-class Gradient(Part):
-    """``(passes, backward, network, step)``: leaves the gradient of the update in ``parameter.grad``.
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One micro-batch in one pass over the update.
 
-    ``passes()`` starts one pass over the update batch and yields, for each micro-batch, the named scalars of its share
-    of the global batch. Calling it again runs the forwards again (SAM at its perturbed weights). ``backward`` is the
-    trainer's (mixed precision, several processes) and accumulates.
+    Attributes:
+        terms: named scalars of its share of the global batch.
+        outputs: of every view, with their graph.
+        number: of the pass; the first, 0, is the one that is recorded.
     """
 
-    def forward(
-        self, passes: Callable[[], Iterator[Terms]], backward: Callable[[Tensor], None], network: nn.Module, step: Step
-    ) -> None:
-        raise NotImplementedError(f"{type(self).__name__} must define forward(passes, backward, network, step)")
+    terms: Terms
+    outputs: dict[str, Output]
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """What a gradient works with.
+
+    Attributes:
+        passes: starts one pass over the update batch and yields each micro-batch. Called again it runs the forwards
+            again, at the weights as they are then, with the same random draws; norm statistics move in pass 0 only.
+        backward: the trainer's (mixed precision, several processes): adds the gradient of a scalar to ``grad``,
+            averaged over the processes.
+        parameters: all that the optimizer trains by name, those of parts included.
+        step: where training stands.
+    """
+
+    passes: Callable[[], Iterator[Pass]]
+    backward: Callable[[Tensor], None]
+    parameters: dict[str, nn.Parameter]
+    step: Step
+
+    def derive(self, scalar: Tensor) -> list[Tensor]:
+        """Gradients of one scalar of this process, one for each parameter (zeros where it has none), its graph kept.
+
+        They are those of its share of the batch, scaled so that ``average`` makes them the gradient of the global one.
+        """
+        parameters = list(self.parameters.values())
+        found = torch.autograd.grad(scalar * processes()[1], parameters, retain_graph=True, allow_unused=True)
+        pairs = zip(parameters, found, strict=True)
+        return [torch.zeros_like(p) if gradient is None else gradient for p, gradient in pairs]
+
+    def average(self, gradients: Sequence[Tensor]) -> None:
+        """Replace what ``derive`` gave by its mean over all processes; nothing with one."""
+        if processes()[1] > 1:
+            average_over_processes(gradients)
+
+
+class Gradient(Part):
+    """``(seat) -> None``: leaves the gradient of the update in ``parameter.grad``.
+
+    Class attributes:
+        several_passes: whether it goes over the batch more than once.
+    """
+
+    several_passes: ClassVar[bool] = False
+
+    def forward(self, seat: Seat) -> None:
+        raise NotImplementedError(f"{type(self).__name__} must define forward(seat)")
+
+
+def sum_terms(terms: Terms) -> Tensor:
+    """The sum of the named scalars."""
+    first, *rest = terms.values()
+    for value in rest:
+        first = first + value
+    return first

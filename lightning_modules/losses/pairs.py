@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from kernels.batch import Batch, Output, Step
+from kernels.batch import Batch, Output, Step, Update
 from kernels.mixed_pairs import MixedPairs
 from kernels.pair_form import clean_loss
 from kernels.pairs import pair_masks, similarities, unit
@@ -116,12 +116,12 @@ class PairLoss(Loss):
             embeddings, labels = torch.cat([embeddings, old]), torch.cat([labels, self.memory_label[:kept]])
         return Candidates(embeddings, labels, share_of(total)[0], total)
 
-    def commit(self, outputs: dict[str, Output], batch: Batch, step: Step) -> None:
+    def commit(self, result: Update, step: Step) -> None:
         """Put the update into the memory, in place of the oldest."""
         if not self.memory:
             return
-        rows_BE = gather(unit(embedding_of(outputs)), step.batch_size)[-self.memory :]
-        labels_B = gather(batch.label, step.batch_size)[-self.memory :]
+        rows_BE = gather(unit(embedding_of(result.outputs)), step.batch_size)[-self.memory :]
+        labels_B = gather(result.batch.label, step.batch_size)[-self.memory :]
         place = (torch.arange(len(rows_BE), device=rows_BE.device) + self._written) % self.memory
         self.memory_embedding[place] = rows_BE.to(self.memory_embedding.dtype)
         self.memory_label[place] = labels_B

@@ -30,7 +30,12 @@ class Activity(nn.Module):
         self._update, self._pending = -1, torch.zeros(0)  # sums of this one update; nothing that is saved
 
     def count(self, step: Step, term_B: Tensor, present_B: Tensor | None = None) -> None:
-        """Add one micro-batch: the unweighted term of each sample and which samples have one (all by default)."""
+        """Add one micro-batch: the unweighted term of each sample and which samples have one (all by default).
+
+        Further passes over an update are not counted.
+        """
+        if step.pass_number:
+            return
         total = term_B.sum(dtype=torch.float64)
         seen = torch.full_like(total, float(term_B.shape[0]))
         present = seen if present_B is None else present_B.sum(dtype=torch.float64)

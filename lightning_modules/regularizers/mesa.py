@@ -11,10 +11,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from kernels.batch import Batch, Output, Step
+from kernels.batch import Batch, Output, Step, Update
 from kernels.trajectory import trajectory_kl
 from lightning_modules.average import Average
-from lightning_modules.part import Context, Regularizer
+from lightning_modules.part import Context, Regularizer, split_view
 from lightning_modules.regularizers.activity import Activity
 from lightning_modules.regularizers.schedule import EpochWindow
 
@@ -35,6 +35,7 @@ class MESA(Regularizer):
             a share of the run. The average runs from the first update on.
         end_epoch: None for the end of the run.
         scale_tau2: multiply by tau^2 as the official code does.
+        view: the view whose predictions it compares; None for the prediction of the loss.
     """
 
     needs = frozenset({"logits"})
@@ -50,8 +51,9 @@ class MESA(Regularizer):
         start_epoch: Annotated[int, "x >= -1"] | Annotated[float, "0 < x < 1"] = 5,
         end_epoch: Annotated[int, "x >= 1"] | Annotated[float, "0 < x < 1"] | None = None,
         scale_tau2: bool = True,
+        view: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(view=view)
         self.weight, self.temperature, self.decay, self.scale_tau2 = weight, temperature, decay, scale_tau2
         self.window = EpochWindow("MESA", start_epoch, end_epoch)
         self.average: Average | None = None
@@ -61,7 +63,7 @@ class MESA(Regularizer):
         """Copy the network and refuse a schedule in which the term can never be on."""
         if self.weight > 0:
             self.window.resolve(context.max_epochs)
-            self.average = Average(context.network)
+            self.average = Average(context.network_of(split_view(self.view)[0]))
 
     def active(self, epoch: int) -> bool:
         """Whether the term is on in this epoch."""
@@ -71,16 +73,16 @@ class MESA(Regularizer):
         if self.average is None or not self.active(step.epoch):
             return None
         with torch.no_grad():
-            past_BC = self.average(batch.image).class_scores
-        kl_B = trajectory_kl(outputs["main"].class_scores, past_BC, self.temperature, scale=self.scale_tau2)
+            past_BC = self.average(batch.shown(split_view(self.view)[1])).class_scores
+        kl_B = trajectory_kl(outputs[self.view].class_scores, past_BC, self.temperature, scale=self.scale_tau2)
         self.activity.count(step, kl_B.detach())
         return self.weight * kl_B
 
-    def commit(self, outputs: dict[str, Output], batch: Batch, step: Step) -> None:
+    def commit(self, result: Update, step: Step) -> None:
         """Move the average towards the updated network."""
         if self.average is not None:
             self.activity.commit(step)
-            self.average.update(step.network, self.decay)
+            self.average.update(step.network_of(split_view(self.view)[0]), self.decay)
 
     def end_epoch(self) -> dict[str, float]:
         """Mean divergence over the epoch."""

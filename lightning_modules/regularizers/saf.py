@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from kernels.batch import Batch, Output, Step
+from kernels.batch import Batch, Output, Step, Update
 from kernels.trajectory import trajectory_kl
 from lightning_modules.distributed import gather
 from lightning_modules.part import Context, Regularizer
@@ -40,6 +40,7 @@ class SAF(Regularizer):
             is the first. A float in (0, 1) is a share of the run.
         end_epoch: None for the end of the run.
         scale_tau2: multiply by tau^2 as the official code does.
+        view: the view whose predictions it compares; None for the prediction of the loss.
 
     Example:
         >>> saf = SAF(lag=1, start_epoch=0)  # in a plain loop: setup, then call and commit each step
@@ -63,8 +64,9 @@ class SAF(Regularizer):
         start_epoch: Annotated[int, "x >= -1"] | Annotated[float, "0 < x < 1"] = 5,
         end_epoch: Annotated[int, "x >= 1"] | Annotated[float, "0 < x < 1"] | None = None,
         scale_tau2: bool = True,
+        view: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(view=view)
         self.weight, self.temperature, self.lag, self.scale_tau2 = weight, temperature, lag, scale_tau2
         self.window = EpochWindow("SAF", start_epoch, end_epoch)
         self.activity = Activity()
@@ -100,21 +102,21 @@ class SAF(Regularizer):
     def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> Tensor | None:
         if not self.active(step.epoch):
             return None
-        logits_BC = outputs["main"].class_scores
+        logits_BC = outputs[self.view].class_scores
         past_BC, fresh_B = self.past(batch.index, step.epoch)
         kl_B = trajectory_kl(logits_BC, past_BC, self.temperature, scale=self.scale_tau2)
         kl_B = kl_B.masked_fill(~fresh_B, 0.0)
         self.activity.count(step, kl_B.detach(), fresh_B)
         return self.weight * kl_B
 
-    def commit(self, outputs: dict[str, Output], batch: Batch, step: Step) -> None:
+    def commit(self, result: Update, step: Step) -> None:
         """Record this visit's logits in the slot that was just read."""
         if self.weight == 0:
             return
         self.activity.commit(step)
         slot = step.epoch % self.lag
-        logits_BC = outputs["main"].class_scores.clamp(-FLOAT16_MAX, FLOAT16_MAX).to(torch.float16)
-        index_B, logits_BC = gather(batch.index, step.batch_size), gather(logits_BC, step.batch_size)
+        logits_BC = result.outputs[self.view].class_scores.clamp(-FLOAT16_MAX, FLOAT16_MAX).to(torch.float16)
+        index_B, logits_BC = gather(result.batch.index, step.batch_size), gather(logits_BC, step.batch_size)
         self.store[slot].index_copy_(0, index_B, logits_BC)
         self.written[slot].index_fill_(0, index_B, step.epoch)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from kernels.batch import Batch, Output, Step
@@ -10,7 +9,9 @@ from lightning_modules.part import Reweighting
 
 
 class Uniform(Reweighting):
-    """Every sample weighs ``1 / B``, B the size of the global update batch: the plain mean."""
+    """Names no term: every sample weighs ``1 / B``, B the size of the global update batch, which is the plain mean."""
 
-    def forward(self, loss_B: Tensor, outputs: dict[str, Output], batch: Batch, step: Step) -> Tensor:
-        return torch.full_like(loss_B, 1.0 / step.batch_size, requires_grad=False)
+    def forward(
+        self, losses: dict[str, Tensor], outputs: dict[str, Output], batch: Batch, step: Step
+    ) -> dict[str, Tensor]:
+        return {}

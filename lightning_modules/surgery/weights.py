@@ -45,13 +45,13 @@ def bake(module: nn.Module) -> None:
 
 
 @contextmanager
-def computed_once(network: nn.Module) -> Iterator[Callable[[], None]]:
+def computed_once(*networks: nn.Module) -> Iterator[Callable[[], None]]:
     """Every weight function inside is computed once, with its graph and all together, before the first read.
 
     Yields a function to be called when the graph was used up by a backward, or parameters have moved: then the weights
-    are computed again. Costs nothing in a network without such weights.
+    are computed again. Costs nothing in networks without such weights.
     """
-    modules = _modules(network)
+    modules = [module for network in networks for module in _modules(network)]
     if not modules:
         yield _nothing
         return

@@ -10,14 +10,14 @@ import pytest
 import torch
 import yaml
 
-from kernels.batch import Batch, Output, Step
+from kernels.batch import Batch, Step
 from lightning_modules.evaluators.base import Evaluator
 from lightning_modules.gradients.base import Gradient
 from lightning_modules.heads.base import Head
 from lightning_modules.heads.linear import Linear
 from lightning_modules.losses.contrastive import Contrastive
 from lightning_modules.losses.cross_entropy import CrossEntropy
-from lightning_modules.part import Attack, Context, Loss, Mixing, Regularizer, Reweighting, Teacher
+from lightning_modules.part import Attack, Context, Loss, Mixing, Regularizer, Reweighting
 from lightning_modules.parts import Parts
 from lightning_modules.step import run_step
 from recipes.catalogue import CONFIGS
@@ -64,12 +64,6 @@ class Shift(Attack):
         return batch.replace(image=(batch.image + 0.1).clamp(0, 1), clean_image=batch.image)
 
 
-class Steady(Teacher):
-    @torch.no_grad()
-    def forward(self, batch, step):
-        return Output(logits=torch.ones(len(batch), CLASSES).to(batch.image), features=batch.image.mean((2, 3)))
-
-
 class Both(Linear):
     """A head for whoever needs an embedding, also beside those who need logits."""
 
@@ -92,8 +86,6 @@ class Bench:
         views = {view for part in every for view in part.views} | {need for part in every for need in part.needs}
         if views & {"adversarial", "attack"}:
             seats.setdefault("attack", Shift())
-        if "teacher" in views:
-            seats.setdefault("teacher", Steady())
         regularizers = {name: part for kind, name, part in built if kind == "regularizer"}
         head = next((part for kind, _, part in built if kind == "head"), None)
         self.network = make_network(seed=seed, batch_norm=False, dtype=torch.float32)
@@ -116,7 +108,7 @@ class Bench:
         with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
             result = run_step(self.parts, batch, step)
         self.optimizer.step()
-        self.parts.commit(*result.whole(), step)
+        self.parts.commit(result.whole(), step)
         return result
 
     def run(self, epochs=range(EPOCHS)):

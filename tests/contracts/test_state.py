@@ -80,7 +80,7 @@ def test_the_two_contracts_above_can_fail(make_network):
             self.calls += 1
             return 0 * outputs["main"].class_scores.sum(1)
 
-        def commit(self, outputs, batch, step):
+        def commit(self, result, step):
             self.beside += 1
 
         def report(self):

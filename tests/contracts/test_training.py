@@ -64,7 +64,7 @@ def test_inputs_are_left_alone(make_network, kind, name):
     network = bench.network
     step = Step(EPOCHS - 1, 38, seed=0, network=network, forward=forward, batch_size=SIZE)
     result = run_step(bench.parts, batch, step)
-    bench.parts.commit(*result.whole(), step)
+    bench.parts.commit(result.whole(), step)
     for field in ("image", "label", "index", "second_image", "clean_label", "survived_steps"):
         assert torch.equal(getattr(batch, field), getattr(before, field)), field
     assert batch.partner is batch.ratio is batch.clean_image is None and batch.extra == {}

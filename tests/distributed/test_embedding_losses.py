@@ -7,7 +7,7 @@ import pytest
 import torch
 from processes import TINY, but, command, saved, together
 
-from kernels.batch import Batch, Output, Step
+from kernels.batch import Batch, Output, Step, Update
 from kernels.mixed_pairs import MixedPairs
 from lightning_modules.losses.contrastive import Contrastive
 from lightning_modules.losses.lifted import Lifted
@@ -19,7 +19,7 @@ from lightning_modules.losses.triplet import Triplet
 from lightning_modules.losses.unpg import UNPG
 from lightning_modules.part import Context
 from lightning_modules.parts import Parts
-from lightning_modules.step import reduce_terms
+from lightning_modules.coefficients import reduce_terms
 
 pytestmark = pytest.mark.fault
 MAKE = {
@@ -60,13 +60,13 @@ def two_updates(name, rank, world):
         batch = Batch(torch.zeros(len(y[mine]), 3, 1, 1), y[mine], y[mine], extra=mixed)
         outputs = {"main": Output(embedding=net.head(x[mine]))}
         step = Step(0, update, 0, net, None, SIZE)
-        total = sum(reduce_terms(parts, loss(outputs, batch, step), outputs, batch, step).values())
+        total = sum(reduce_terms(parts, loss(outputs, batch, step), {}, outputs, batch, step).values())
         parameters = [*net.parameters(), *loss.parameters()]
         values = [total.detach(), *torch.autograd.grad(total, parameters)]
         for value in values:
             if world > 1:
                 torch.distributed.all_reduce(value)
-        loss.commit({"main": outputs["main"].detach()}, batch, step)
+        loss.commit(Update({"main": outputs["main"].detach()}, batch), step)
         found.append(values)
     return found, [value for value in loss.state_dict().values()]
 

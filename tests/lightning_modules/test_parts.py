@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kernels.batch import Output
+from kernels.batch import Output, Update
 from lightning_modules.gradients.sum import Sum
 from lightning_modules.losses.cross_entropy import CrossEntropy
 from lightning_modules.mixing.mixup import Mixup
@@ -28,7 +28,7 @@ class Noted(Regularizer):
     def setup(self, context):
         self.calls.append(("setup", context))
 
-    def commit(self, outputs, batch, step):
+    def commit(self, result, step):
         self.calls.append(("commit", torch.is_grad_enabled()))
 
     def end_epoch(self):
@@ -49,7 +49,7 @@ class Attacks(Attack):
 def test_empty_seats_are_uniform_and_sum():
     parts = Parts(CrossEntropy())
     assert type(parts.reweighting) is Uniform and type(parts.gradient) is Sum
-    assert parts.mixing is parts.attack is parts.teacher is None
+    assert parts.mixing is parts.attack is None
     assert [name for name, _ in parts.named()] == ["loss", "reweighting", "gradient"]
     assert parts.views == ("main",)
 
@@ -63,7 +63,7 @@ def test_every_part_is_set_up_committed_and_asked(make_context, make_network):
     parts = Parts(CrossEntropy(), {"first": first, "second": second}, attack=Attacks())
     context = make_context(make_network())
     parts.setup(context)
-    parts.commit({"main": Output()}, None, None)
+    parts.commit(Update({"main": Output()}, None), None)
     for part in (first, second):
         assert part.calls == [("setup", context), ("commit", False)], "state is written without a graph"
     assert parts.end_epoch() == {
@@ -87,8 +87,8 @@ def test_state_of_parts_lies_under_their_names(make_context, make_network):
 
 
 class NeedsEverything(Regularizer):
-    needs = frozenset({"attack", "teacher"})
-    views = ("main", "adversarial")
+    needs = frozenset({"attack"})
+    views = ("main", "adversarial", "teacher/clean")
 
 
 class PairLoss(Loss):
@@ -107,8 +107,8 @@ def test_all_problems_are_told_at_once():
     assert len(lines) == 6 and all(line.startswith("- ") for line in lines[1:])
     text = str(error.value)
     assert "greedy needs attack: add one with attack=NAME" in text
-    assert "greedy needs teacher: add one with teacher=NAME" in text
-    assert "greedy reads the adversarial view, and there is no attack" in text
+    assert "greedy reads the view 'teacher/clean', and there is no network 'teacher'; this run has main" in text
+    assert "greedy reads the view 'adversarial', and there is no attack; add one with attack=NAME" in text
     assert "saf cannot be combined with mixing: the past logits of a sample come from a mixture" in text
     assert "reweighting needs per-sample losses, and PairLoss is defined on pairs or batches; remove it" in text
 
@@ -155,7 +155,7 @@ def test_what_fits_is_not_refused():
 def test_contracts_name_the_part_that_breaks_them():
     with pytest.raises(NotImplementedError, match=r"PairLoss must define forward\(outputs, batch, step\)"):
         PairLoss()({}, None, None)
-    with pytest.raises(NotImplementedError, match=r"Skewed must define forward\(loss_B, outputs, batch, step\)"):
+    with pytest.raises(NotImplementedError, match=r"Skewed must define forward\(losses, outputs, batch, step\)"):
         Skewed()(None, {}, None, None)
     with pytest.raises(NotImplementedError, match="Mixup mixes at input, not in a feature map"):
         Mixup().mix_map(None, None, None)

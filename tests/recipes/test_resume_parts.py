@@ -30,7 +30,6 @@ KINDS = (
     "reweighting",
     "schedule",
     "surgery",
-    "teacher",
 )
 PARTS = [(kind, name) for kind in KINDS for name in options(kind)]
 #: The words that let a part act in two short epochs, where its own defaults are made for long runs.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from embedding_bench import batch_of, rows, run, setup, step_at
 
-from kernels.batch import Output
+from kernels.batch import Output, Update
 from kernels.contrastive import contrastive_loss
 from kernels.info_nce import info_nce_loss
 from kernels.metrix import list_pairs
@@ -63,7 +63,7 @@ def test_the_memory_is_more_candidates(kind):
     (old, y_old), (new, y_new) = rows(seed=1), rows(8, seed=2)
     first = run(loss, old, y_old)
     assert torch.equal(next(iter(first.values())), CASES[kind](old, y_old)), "an empty memory changes nothing"
-    loss.commit({"main": Output(embedding=old.detach())}, batch_of(y_old), step_at(0, 10))
+    loss.commit(Update({"main": Output(embedding=old.detach())}, batch_of(y_old)), step_at(0, 10))
     ours = next(iter(run(loss, new, y_new, update=1).values()))
     both = CASES[kind](torch.cat([new, old]).detach(), torch.cat([y_new, y_old]))
     torch.testing.assert_close(ours, both[:8], rtol=1e-12, atol=1e-12)
@@ -76,7 +76,7 @@ def test_the_memory_keeps_the_newest_and_its_state_travels():
     seen, labels = [], []
     for update in range(3):
         z, y = rows(4, seed=update)
-        loss.commit({"main": Output(embedding=z.detach())}, batch_of(y), step_at(update, 4))
+        loss.commit(Update({"main": Output(embedding=z.detach())}, batch_of(y)), step_at(update, 4))
         seen.append(torch.nn.functional.normalize(z.detach()))
         labels.append(y)
     z, y = rows(4, seed=9)
@@ -94,7 +94,7 @@ def test_the_memory_keeps_the_newest_and_its_state_travels():
 def test_a_batch_larger_than_the_memory_leaves_its_end():
     loss = setup(Contrastive(memory=3))
     z, y = rows(5)
-    loss.commit({"main": Output(embedding=z.detach())}, batch_of(y), step_at(0, 5))
+    loss.commit(Update({"main": Output(embedding=z.detach())}, batch_of(y)), step_at(0, 5))
     held = loss.candidates(z, y, step_at(1, 5))
     assert sorted(held.labels[5:].tolist()) == sorted(y[2:].tolist())
 
@@ -102,7 +102,7 @@ def test_a_batch_larger_than_the_memory_leaves_its_end():
 def test_the_memory_starts_when_it_is_told_to():
     loss = setup(Contrastive(memory=10, memory_start=2))
     z, y = rows()
-    loss.commit({"main": Output(embedding=z.detach())}, batch_of(y), step_at(0))
+    loss.commit(Update({"main": Output(embedding=z.detach())}, batch_of(y)), step_at(0))
     assert len(loss.candidates(z, y, step_at(1)).labels) == 10
     assert len(loss.candidates(z, y, step_at(2)).labels) == 20
 

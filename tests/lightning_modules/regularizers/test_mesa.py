@@ -21,8 +21,7 @@ def train(parts, network, make_batch, make_step, updates=6, lr=0.5):
         step = make_step(network, update // 2, update)
         result = run_step(parts, make_batch(list(range(8)), seed=update), step)
         optimizer.step()
-        outputs, batch = result.whole()
-        parts.commit(outputs, batch, step)
+        parts.commit(result.whole(), step)
         yield result.terms
 
 

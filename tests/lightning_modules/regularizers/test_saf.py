@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
-from kernels.batch import Batch, Output, Step
+from kernels.batch import Batch, Output, Step, Update
 from lightning_modules.losses.cross_entropy import CrossEntropy
 from lightning_modules.mixing.mixup import Mixup
 from lightning_modules.parts import Parts
@@ -22,7 +22,7 @@ def visit(saf: SAF, epoch: int, index: torch.Tensor, logits: torch.Tensor) -> to
     step = Step(epoch=epoch, update=0, seed=0, network=torch.nn.Identity(), forward=None, batch_size=len(index))
     outputs = {"main": Output(logits=logits)}
     term = saf(outputs, batch, step)
-    saf.commit(outputs, batch, step)
+    saf.commit(Update(outputs, batch), step)
     return term
 
 
@@ -117,9 +117,9 @@ def test_ten_steps_equal_a_plain_loop(make_network, make_batch, make_step, make_
         batch = make_batch(list(range(8 * half, 8 * half + 8)), seed=update)
         optimizer.zero_grad()
         step = make_step(network, epoch, update)
-        outputs, seen = run_step(parts, batch, step, micro_batches=2).whole()
+        whole = run_step(parts, batch, step, micro_batches=2).whole()
         optimizer.step()
-        parts.commit(outputs, seen, step)
+        parts.commit(whole, step)
 
         reference.zero_grad()
         logits = plain(batch.image).logits

@@ -127,7 +127,7 @@ def test_ten_steps_equal_a_plain_loop(make_network, make_batch, make_step, make_
         step = make_step(network, update // 2, update)
         result = run_step(parts, batch, step)
         optimizer.step()
-        parts.commit(*result.whole(), step)
+        parts.commit(result.whole(), step)
 
         reference.zero_grad()
         cross_entropy(plain(batch.image).logits, batch.label).backward()

@@ -1,0 +1,46 @@
+"""ASAM: SAM in a ball that grows with the weights.
+
+Kwon, Kim, Park, Choi. "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural
+Networks". ICML 2021, arXiv 2102.11600. Official code: SamsungLabs/ASAM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_modules.gradients.sam import SAM, reciprocal_norm
+
+
+class ASAM(SAM):
+    """The gradient at ``w + rho T^2 g / ||T g||`` with ``T = |w| + eta`` element by element.
+
+    Scaling a layer up and the next one down leaves the ball where it is. As in the official code, ``T = 1`` for every
+    parameter that is not called a weight: biases, tokens, class vectors.
+
+    Args:
+        rho: radius; 0.5 in the paper for CIFAR-10, 1.0 for CIFAR-100 and ImageNet.
+        eta: keeps weights near zero movable; 0.01 in the paper.
+
+    Raises:
+        ValueError: a negative or infinite value.
+    """
+
+    def __init__(self, *, rho: float = 0.5, eta: float = 0.01) -> None:
+        super().__init__(rho=rho)
+        if not 0 <= eta < float("inf"):
+            raise ValueError(f"gradient.eta must be at least 0 and finite, got {eta}")
+        self.eta = eta
+
+    def ascent(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
+        gradients = {name: p.grad for name, p in weights.items() if p.grad is not None}
+        scaled = [gradient for name, gradient in gradients.items() if "weight" in name]
+        scales = [weight.abs().add_(self.eta) for name, weight in weights.items() if "weight" in name]
+        every = list(gradients.values())
+        torch._foreach_mul_(scaled, scales)  # in place, so that ``every`` holds T g
+        rate = self.rho * reciprocal_norm(every)
+        torch._foreach_mul_(scaled, scales)
+        torch._foreach_mul_(every, rate)
+        return every

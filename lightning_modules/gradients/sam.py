@@ -1,0 +1,69 @@
+"""SAM: the gradient at the worst point of a ball around the weights.
+
+Foret, Kleiner, Mobahi, Neyshabur. "Sharpness-Aware Minimization for Efficiently Improving Generalization". ICLR 2021,
+arXiv 2010.01412.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_modules.gradients.base import Gradient, Seat, sum_terms
+
+
+class SAM(Gradient):
+    """The gradient at ``w + rho g / ||g||``, where ``g`` is the one at ``w``: two passes over every batch.
+
+    The ball is that of all trained parameters together, those of parts (proxies, projectors) included, and of the whole
+    update: with micro-batches and several processes ``g`` is the mean gradient. The second pass sees the same dropout
+    masks and the same coefficients as the first, and leaves running norm statistics alone, so that ``rho -> 0`` is the
+    plain gradient. Loss, accuracy and diagnostics are those of the first pass.
+
+    Args:
+        rho: radius of the ball; 0.05 in the paper for CIFAR and ImageNet, larger against label noise.
+
+    Raises:
+        ValueError: a negative or infinite radius.
+    """
+
+    several_passes = True
+
+    def __init__(self, *, rho: float = 0.05) -> None:
+        super().__init__()
+        if not 0 <= rho < float("inf"):
+            raise ValueError(f"gradient.rho must be a radius, at least 0 and finite, got {rho}")
+        self.rho = rho
+
+    def forward(self, seat: Seat) -> None:
+        for one in seat.passes():
+            seat.backward(sum_terms(one.terms))
+        moved = {name: p for name, p in seat.parameters.items() if p.grad is not None}
+        weights: list[Tensor] = list(moved.values())
+        with torch.no_grad():
+            before = [p.clone() for p in weights]
+            torch._foreach_add_(weights, self.ascent(moved))  # type: ignore[arg-type]
+        for p in weights:
+            p.grad = None
+        for one in seat.passes():
+            seat.backward(sum_terms(one.terms))
+        with torch.no_grad():
+            torch._foreach_copy_(weights, before)  # exactly where they were: subtracting would round
+
+    def ascent(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
+        """The step to the worst point, made of the gradients in their place."""
+        gradients = [p.grad for p in weights.values() if p.grad is not None]
+        torch._foreach_mul_(gradients, self.rho * reciprocal_norm(gradients))
+        return gradients
+
+
+def reciprocal_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """``1 / ||tensors||`` over all of them together; of zeros it is finite, so that zeros stay zeros."""
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors), dtype=_widest(tensors))))
+    return 1.0 / (norm + torch.finfo(norm.dtype).tiny)
+
+
+def _widest(tensors: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
