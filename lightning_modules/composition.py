@@ -2,61 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
 
-from lightning_modules.part import MAIN, Mixing, Part, split_view
+from lightning_modules.part import MAIN, Attack, Loss, Mixing, Part, Reweighting, split_view
 from lightning_modules.reweightings.uniform import Uniform
-
-if TYPE_CHECKING:
-    from lightning_modules.parts import Parts
-
-
-def check_composition(parts: Parts) -> None:
-    """Refuse pairs of parts that contradict each other.
-
-    Raises:
-        ValueError: all problems at once.
-    """
-    named = list(parts.named())
-    problems = []
-    for name, part in named:
-        others = [(other, effect) for other, acting in named if acting is not part for effect in _effects(acting)]
-        problems += [
-            f"{name} cannot be combined with {other}: {part.refuses[effect]}"
-            for other, effect in others
-            if effect in part.refuses
-        ]
-        effects = {effect for _, effect in others}
-        problems += [f"{name} needs {need!r}, which nothing can give" for need in sorted(part.needs - NEEDS)]
-        missing = [need for need in sorted(part.needs & NEEDS) if _missing(need, parts, effects)]
-        problems += [f"{name} needs {need}: {_HOW[need]}" for need in missing]
-        problems += [f"{name}: {objection}" for objection in part.objections(parts.loss)]
-        problems += [
-            f"{name} reads the view {view!r}, and {lack}" for view in part.views if (lack := _lack(view, parts))
-        ]
-    if parts.loss.prediction not in parts.loss.views:
-        problems.append(
-            f"loss calls the view {parts.loss.prediction!r} its prediction and does not read it; it reads "
-            f"{', '.join(parts.loss.views)}"
-        )
-    if not parts.loss.per_sample and type(parts.reweighting) is not Uniform:
-        problems.append(
-            f"reweighting needs per-sample losses, and {type(parts.loss).__name__} is defined on pairs or batches; "
-            "remove it with ~reweighting"
-        )
-    if problems:
-        raise ValueError("these parts cannot work together:\n- " + "\n- ".join(problems))
-
-
-def _lack(view: str, parts: Parts) -> str | None:
-    """What a view needs and this run does not have."""
-    network, image = split_view(view)
-    if image == "adversarial" and parts.attack is None:
-        return "there is no attack; add one with attack=NAME"
-    if network not in (MAIN, "average", *parts.networks):
-        return f"there is no network {network!r}; this run has {', '.join([MAIN, *parts.networks])}"
-    return None
-
 
 #: What a part can ask for. ``index`` is in every batch.
 NEEDS = frozenset({"attack", "hard_labels", "logits", "embedding", "index", "pair_form"})
@@ -69,18 +18,77 @@ _HOW = {
 }
 
 
-def _missing(need: str, parts: Parts, effects: set[str]) -> bool:
+def check_composition(named: Sequence[tuple[str, Part]], networks: Collection[str] = ()) -> None:
+    """Refuse parts that contradict each other.
+
+    Args:
+        named: every part with the name a user knows it by; one of them is the loss.
+        networks: names of the networks beside the one in training.
+
+    Raises:
+        ValueError: all problems at once.
+    """
+    loss = next(part for _, part in named if isinstance(part, Loss))
+    problems = _of_loss(loss, next((part for _, part in named if isinstance(part, Reweighting)), None))
+    for name, part in named:
+        others = [(other, effect) for other, acting in named if acting is not part for effect in _effects(acting)]
+        problems += [
+            f"{name} cannot be combined with {other}: {part.refuses[effect]}"
+            for other, effect in others
+            if effect in part.refuses
+        ]
+        problems += [f"{name} needs {need!r}, which nothing can give" for need in sorted(part.needs - NEEDS)]
+        effects = {effect for _, effect in others}
+        missing = [need for need in sorted(part.needs & NEEDS) if _missing(need, named, effects)]
+        problems += [f"{name} needs {need}: {_HOW[need]}" for need in missing]
+        problems += [f"{name}: {objection}" for objection in part.objections(loss)]
+        lacks = {view: lack for view in part.views if (lack := _lack(view, named, networks))}
+        problems += [f"{name} reads the view {view!r}, and {lack}" for view, lack in lacks.items()]
+    if problems:
+        raise ValueError("these parts cannot work together:\n- " + "\n- ".join(problems))
+
+
+def _of_loss(loss: Loss, reweighting: Reweighting | None) -> list[str]:
+    problems = []
+    if loss.prediction not in loss.views:
+        problems.append(
+            f"loss calls the view {loss.prediction!r} its prediction and does not read it; it reads "
+            f"{', '.join(loss.views)}"
+        )
+    if not loss.per_sample and not isinstance(reweighting, Uniform | None):
+        problems.append(
+            f"reweighting needs per-sample losses, and {type(loss).__name__} is defined on pairs or batches; remove it "
+            "with ~reweighting"
+        )
+    return problems
+
+
+def _lack(view: str, named: Sequence[tuple[str, Part]], networks: Collection[str]) -> str | None:
+    """What a view needs and this run does not have; whether it has an average is for the task to say."""
+    network, image = split_view(view)
+    if image == "adversarial" and not _has(named, Attack):
+        return "there is no attack; add one with attack=NAME"
+    if network not in (MAIN, "average", *networks):
+        return f"there is no network {network!r}; this run has {', '.join([MAIN, *networks])}"
+    return None
+
+
+def _missing(need: str, named: Sequence[tuple[str, Part]], effects: set[str]) -> bool:
     """Whether the other parts, with these effects, leave a need open."""
     match need:
         case "attack":
-            return parts.attack is None
+            return not _has(named, Attack)
         case "hard_labels":
             return "mixes_labels" in effects
         case "pair_form":
-            return parts.loss.pair_form is None
+            return all(part.pair_form is None for _, part in named if isinstance(part, Loss))
         case "logits" | "embedding":
-            return any(need not in head.gives for head in parts._head)
+            return any(need not in part.gives for name, part in named if name == "head")
     return False
+
+
+def _has(named: Sequence[tuple[str, Part]], kind: type[Part]) -> bool:
+    return any(isinstance(part, kind) for _, part in named)
 
 
 def _effects(part: Part) -> frozenset[str]:

@@ -11,7 +11,7 @@ from datamodules.base import ImageData
 from kernels.ranges import range_checked
 from lightning_modules.evaluators.base import Evaluator
 from lightning_modules.network import Network
-from lightning_modules.part import Context
+from lightning_modules.part import Context, Loss
 from lightning_modules.parts import Parts
 from recipes.boundary import refusing
 from recipes.fits import check_fit
@@ -111,15 +111,20 @@ def assemble(
         evaluators: dict[str, Evaluator] = {
             key: make(part, group="evaluator") for key, part in (evaluator or {}).items()
         }
-        _check_processes(fitter.num_devices * fitter.num_nodes, data_module)
+        _check_processes(fitter.num_devices * fitter.num_nodes, data_module, parts.loss)
         check_fit(module, data_module, evaluators, fitter.num_devices * fitter.num_nodes)
     if fitter.num_devices == 1 and data_module.num_workers == 0:
         data_module.device = fitter.strategy.root_device
     return Run(config, data_module, module, fitter, evaluators, surgery_report=report, command=command, resume=resume)
 
 
-def _check_processes(world: int, data: ImageData) -> None:
-    """A share of every batch for every process."""
+def _check_processes(world: int, data: ImageData, loss: Loss) -> None:
+    """A share of every batch for every process, and a loss that is defined on shares."""
+    if world > 1 and not (loss.per_sample or loss.gathers):
+        raise ValueError(
+            f"{world} processes see only their share of a batch, and {type(loss).__name__} is defined on the whole "
+            "one; train with trainer.devices=1"
+        )
     data.order.check_shares(world)
     if 0 < len(data.val_index) < world:
         raise ValueError(
