@@ -66,7 +66,7 @@ class Parts(nn.Module):
         for part in (regularizers or {}).values():
             if part.follows_prediction:
                 part.view = loss.prediction
-        check_composition(list(self.named()), self.networks)
+        check_composition(list(self.named()), list(self.networks))
         self._writers, self._beginners = self._that("commit"), self._that("begin")
         readers = [loss, *(part for _, part in self.named() if part is not loss)]
         self.views = tuple(dict.fromkeys(view for part in readers for view in part.views))

@@ -9,6 +9,7 @@ from processes import TINY, but, command, saved, together
 
 from kernels.batch import Batch, Output, Step, Update
 from kernels.mixed_pairs import MixedPairs
+from lightning_modules.coefficients import reduce_terms
 from lightning_modules.losses.contrastive import Contrastive
 from lightning_modules.losses.lifted import Lifted
 from lightning_modules.losses.multi_similarity import MultiSimilarity
@@ -19,7 +20,6 @@ from lightning_modules.losses.triplet import Triplet
 from lightning_modules.losses.unpg import UNPG
 from lightning_modules.part import Context
 from lightning_modules.parts import Parts
-from lightning_modules.coefficients import reduce_terms
 
 pytestmark = pytest.mark.fault
 MAKE = {
