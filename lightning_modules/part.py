@@ -39,8 +39,8 @@ class Context:
 
     ``batch_size`` counts the samples of an update over all processes, ``last_batch_size`` those of an epoch's last
     update; None where every process has equally many. ``val_is_query`` says which validation images (by
-    ``Batch.index``) are queries and not of the gallery, None where all are both. ``networks`` are those beside the one
-    in training, by name.
+    ``Batch.index``) are queries and not of the gallery, None where all are both; ``val_classes`` names their classes.
+    ``networks`` are those beside the one in training, by name.
     """
 
     num_classes: int
@@ -52,6 +52,7 @@ class Context:
     batch_size: int | None = None
     last_batch_size: int | None = None
     val_is_query: Tensor | None = None
+    val_classes: tuple[str, ...] = ()
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def network_of(self, name: str) -> nn.Module:

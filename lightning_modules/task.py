@@ -1,14 +1,13 @@
-"""What every task shares: one network, one optimizer, the shared step, and the sums of an epoch."""
+"""The task: networks, one optimizer, the shared step, the sums of an epoch, and validation by evaluators."""
 
 from __future__ import annotations
 
 import math
 import time
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -20,6 +19,7 @@ from kernels.batch import Batch, Output, Step
 from kernels.ranges import RangeChecked
 from lightning_modules.average import Average
 from lightning_modules.distributed import average_over_processes, check_every_parameter_used, total_over_processes
+from lightning_modules.evaluators.base import EvaluationData, Evaluator, Measurement
 from lightning_modules.finite_guard import FiniteGuard
 from lightning_modules.frozen import Frozen
 from lightning_modules.gradients.base import sum_terms
@@ -38,7 +38,9 @@ class Task(RangeChecked, LightningModule):
 
     ``observers`` are told of every update and every epoch (see ``observer.Observer``).
 
-    A task says what is measured: ``measure_training``, ``measure_validation``, ``metrics`` and ``selection``.
+    A task measures nothing by itself. Validation runs evaluators; the columns of the first one are ``val/METRIC``,
+    those of another ``val/NAME/METRIC``. Training counts correct answers where the network gives class scores.
+    Subclasses are presets: they say which evaluators validate where the run names none.
 
     Args:
         network: normalization, backbone and head.
@@ -46,6 +48,9 @@ class Task(RangeChecked, LightningModule):
         make_optimizer: ``(network, parts) -> optimizer``.
         make_schedule: ``(optimizer, total_updates) -> timm scheduler``.
         context: facts about the run, given to every part.
+        validation: evaluators by name; None for those of the preset.
+        select: metrics that decide which epoch is the best, the first one first: ``METRIC`` of the first evaluator or
+            ``NAME/METRIC``, with a minus sign where lower is better. None for what the first evaluator selects by.
         micro_batches: pieces an update batch is run in; less memory, same gradient (norm statistics aside).
         clip_norm: largest gradient norm; None for no clipping.
         ema_decay: decay of an exponential moving average of the weights that is evaluated and exported instead of the
@@ -58,13 +63,6 @@ class Task(RangeChecked, LightningModule):
             same; None for 3. Only with ``skip`` and ``rollback``.
     """
 
-    validation_meter: type[Any] = Meter
-    #: Outputs of the head that the task reads, besides those its parts do.
-    needs: ClassVar[frozenset[str]] = frozenset()
-    #: Whether validation compares with the classes of training, and whether it looks for images of the same class.
-    same_classes: ClassVar[bool] = False
-    retrieves: ClassVar[bool] = False
-
     def __init__(
         self,
         network: Network,
@@ -72,6 +70,8 @@ class Task(RangeChecked, LightningModule):
         make_optimizer: Callable[[nn.Module, nn.Module], Optimizer],
         make_schedule: Callable[[Optimizer, int], Scheduler],
         context: Context,
+        validation: Mapping[str, Evaluator] | None = None,
+        select: Sequence[str] | None = None,
         *,
         micro_batches: Annotated[int, "x >= 1"] = 1,
         clip_norm: Annotated[float, "x > 0"] | None = None,
@@ -98,7 +98,10 @@ class Task(RangeChecked, LightningModule):
         self.failure_directory: Path | None = None
         self.training_data: Callable[[], Iterable[Batch]] | None = None
         self.update = 0
-        self.train_meter, self.val_meter = Meter(), self.validation_meter()
+        self.train_meter = Meter()
+        self.validation = dict(self.default_validation() if validation is None else validation)
+        self.select = selection_columns(self.validation, select)
+        self._measuring: dict[str, Measurement] = {}
         self.epoch_metrics: dict[str, float] = {}
         self._val_metrics: dict[str, float] = {}
         self.last_loss: Tensor | float | None = None  # of the whole batch, over all processes
@@ -126,21 +129,26 @@ class Task(RangeChecked, LightningModule):
         self.samples, self._epoch_start, self.train_seconds = 0, 0.0, 0.0
         self.random_before_validation: dict[str, Any] | None = None
 
-    @abstractmethod
+    @classmethod
+    def default_validation(cls) -> dict[str, Evaluator]:
+        """The evaluators of this preset."""
+        return {}
+
     def measure_training(self, outputs: dict[str, Output], batch: Batch) -> dict[str, Tensor]:
-        """What to sum over the epoch, by name: ``[B]`` on the device."""
+        """What to sum over the epoch, by name: ``[B]`` on the device.
 
-    @abstractmethod
-    def measure_validation(self, network: Network, batch: Batch) -> dict[str, Tensor]:
-        """What to sum over the validation set, by name: ``[B]`` on the device; ``samples`` counts them."""
+        Correct answers in the view that the loss predicts from; against the larger share where labels are mixed.
+        """
+        logits_BC = outputs[self.parts.loss.prediction].logits
+        if logits_BC is None:
+            return {}
+        label_B = batch.label if batch.label.ndim == 1 else batch.label.argmax(1)
+        return {"accuracy": logits_BC.argmax(1) == label_B}
 
-    @abstractmethod
-    def metrics(self, sums: dict[str, float], samples: float) -> dict[str, float]:
-        """Metrics from the sums of an epoch, over all processes."""
-
-    @abstractmethod
     def selection(self, row: dict[str, float]) -> tuple[float, ...] | None:
-        """How good an epoch's row is, higher is better; None for one that was not validated."""
+        """How good an epoch's row is, higher is better; None for one that was not validated, or not finite."""
+        values = [sign * row.get(column, math.nan) for column, sign in self.select.items()]
+        return tuple(values) if values and all(map(math.isfinite, values)) else None
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Numbers are set directly: a step sets a dozen, and the way a module takes is ten times longer."""
@@ -307,24 +315,47 @@ class Task(RangeChecked, LightningModule):
 
     def on_validation_start(self) -> None:
         self.random_before_validation = random_state(self.device)
-        self.val_meter = self.validation_meter()
-        self.evaluated_network.eval()
+        data = EvaluationData(
+            batches=(),
+            classes=self.context.val_classes,
+            train=self.training_data,
+            is_query=self.context.val_is_query,
+            brief=True,
+        )
+        network = self.evaluated_network.eval()
+        self._measuring = {name: evaluator.begin(network, data) for name, evaluator in self.validation.items()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.val_meter.add(self.measure_validation(self.evaluated_network, batch))
+        output = self.evaluated_network(batch.image)
+        for measurement in self._measuring.values():
+            measurement.add(batch, output)
         for observer in self.observers:
             observer.validating(self)
 
     def on_validation_epoch_end(self) -> None:
         self.random_before_validation = None
-        self._val_metrics = {f"val/{name}": value for name, value in self.validation_metrics().items()}
+        self._val_metrics = self.validation_metrics()
         self.parts.validated(self.evaluated_network, self._val_metrics)
         self.log_dict(self._val_metrics)  # for callbacks of others; already global
 
     def validation_metrics(self) -> dict[str, float]:
-        """Metrics of a whole validation, over all processes; forgets what was measured."""
-        sums = self.val_meter.read(self._sum_over_processes)
-        return self.metrics(sums, sums.pop("samples"))
+        """Columns of a whole validation, over all processes; forgets what was measured.
+
+        Raises:
+            ValueError: a metric that is to select is not among them.
+        """
+        columns: dict[str, float] = {}
+        for number, (name, measurement) in enumerate(self._measuring.items()):
+            prefix = f"val/{name}/" if number else "val/"
+            columns |= {f"{prefix}{metric}": value for metric, value in measurement.result().metrics.items()}
+            measurement.close()
+        self._measuring = {}
+        if missing := [column for column in self.select if column not in columns]:
+            raise ValueError(
+                f"select names {', '.join(missing)}, and this validation gives {', '.join(columns)}; "
+                "write METRIC of the first evaluator, or NAME/METRIC"
+            )
+        return columns
 
     def _sum_over_processes(self, vector: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(vector, reduce_op="sum")  # type: ignore[return-value]
@@ -336,7 +367,8 @@ class Task(RangeChecked, LightningModule):
         sums = self.train_meter.read(self._sum_over_processes)
         updates = self.context.steps_per_epoch - self.guard.lost_in_epoch
         terms = {name: sums.pop(name) / updates for name in list(sums) if name in self.term_names}
-        measured = {"loss": sum(terms.values()) if updates else math.nan, **self.metrics(sums, samples), **terms}
+        means = {name: value / samples for name, value in sums.items()}
+        measured = {"loss": sum(terms.values()) if updates else math.nan, **means, **terms}
         self.epoch_metrics = {
             "epoch": self.current_epoch,
             "update": self.update,
@@ -352,6 +384,29 @@ class Task(RangeChecked, LightningModule):
         for observer in self.observers:
             observer.epoch_done(self)
         self.between_updates = True
+
+
+def selection_columns(validation: Mapping[str, Evaluator], select: Sequence[str] | None) -> dict[str, float]:
+    """{column of a row: 1 where higher is better, -1 where lower is}, the one that decides first.
+
+    Raises:
+        ValueError: an evaluator that does not validate, or one metric given twice.
+    """
+    first = next(iter(validation), "")
+    names = list(validation[first].selects if first and select is None else select or ())
+    found: dict[str, float] = {}
+    for text in names:
+        name, _, metric = text.removeprefix("-").rpartition("/")
+        if name and name not in validation:
+            raise ValueError(
+                f"select={text}: no evaluator {name} validates; there are {', '.join(validation) or 'none'}: "
+                f"add it with validation=[..., {name}]"
+            )
+        column = f"val/{metric}" if name in ("", first) else f"val/{name}/{metric}"
+        if column in found:
+            raise ValueError(f"select names {column} twice; it decides once")
+        found[column] = -1.0 if text.startswith("-") else 1.0
+    return found
 
 
 def _average_of(ema: Average | None) -> nn.Module:

@@ -45,6 +45,8 @@ def assemble(
     reweighting: Part | None = None,
     gradient: Part | None = None,
     regularizer: dict[str, Part] | None = None,
+    validation: dict[str, Part] | None = None,
+    select: list[str] | None = None,
     evaluator: dict[str, Part] | None = None,
     callback: dict[str, Part] | None = None,
     seed: Annotated[int, "0 <= x <= 4294967295"] = 0,
@@ -63,7 +65,9 @@ def assemble(
             declared can be looked at without them, and ``run`` refuses.
         recipe: its name.
         data, backbone, head, task, loss, optimizer, schedule, trainer: one part each.
-        surgery, regularizer, evaluator, callback: several parts by name.
+        surgery, regularizer, validation, evaluator, callback: several parts by name. Without ``validation`` the task
+            says what validates.
+        select: metrics of the validation that decide which epoch is the best; None for what its evaluators select by.
         mixing, attack, reweighting, gradient: one part or None.
         seed: of initialization, order, augmentation and every draw of a part.
         name: of the run directory.
@@ -102,10 +106,11 @@ def assemble(
             batch_size=data_module.order.samples_of(0),
             last_batch_size=data_module.order.samples_of(data_module.steps_per_epoch - 1),
             val_is_query=data_module.val_is_query,
+            val_classes=data_module.classes_of("val"),
         )
-        module = make(
-            task, network, parts, maker(optimizer, "optimizer"), maker(schedule, "schedule"), context, group="task"
-        )
+        validating = {key: make(part, group="validation") for key, part in (validation or {}).items()} or None
+        makers = maker(optimizer, "optimizer"), maker(schedule, "schedule")
+        module = make(task, network, parts, *makers, context, validating, select, group="task")
         module.configure_optimizers()  # refuses names and values now, not after the run directory is made
         fitter = make(trainer, [make(part, group="callback") for part in (callback or {}).values()], group="trainer")
         evaluators: dict[str, Evaluator] = {

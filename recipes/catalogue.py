@@ -12,7 +12,7 @@ from recipes.signature import ROOT
 CONFIGS = ROOT / "configs"
 
 #: Groups that hold several parts by name; every other group holds one.
-LIST_GROUPS = ("surgery", "regularizer", "evaluator", "callback")
+LIST_GROUPS = ("surgery", "regularizer", "validation", "evaluator", "callback")
 HEADER_FIELDS = ("what", "data", "expect", "cost")
 
 

@@ -229,7 +229,7 @@ def _check(run: Any, subject: Subject, network: Any, data: Any, channels: int, i
     if run.reads_logits and classes is not None and "logits" not in network.head.gives:
         raise ConfigError([f"evaluator {type(run).__name__} reads class scores, and {EMBEDS}"])
     found = tuple(data.classes)
-    if run.reads == "labelled" and run.same_classes and (classes is None or not same_names(found, classes)):
+    if run.reads == "labelled" and run.compares == "network" and (classes is None or not same_names(found, classes)):
         if classes is None:
             raise ConfigError([f"a backbone alone knows no classes; {RETRIEVE}"])
         raise ConfigError([_class_difference(classes, found)])

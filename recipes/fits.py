@@ -32,28 +32,31 @@ def check_fit(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator], 
 
 def _of_heads(task: Task, evaluators: Mapping[str, Evaluator]) -> Iterator[str]:
     head = task.network.head
-    for need in sorted(task.needs - head.gives):
-        advice = "head=embedding" if need == "embedding" else "head=linear, or task=metric_learning"
-        yield f"task {type(task).__name__} reads {need}, and head {type(head).__name__} gives none; take {advice}"
-    for name, evaluator in evaluators.items():
+    for name, evaluator in {**_named("validation", task.validation), **_named("evaluator", evaluators)}.items():
         if evaluator.reads != "labelled":
             yield (
-                f"evaluator {name} reads a folder of images without labels, which a training run does not have; run it "
-                f"afterwards with python evaluate.py checkpoint=RUN evaluator={name} data.root=FOLDER"
+                f"{name} reads a folder of images without labels, which a training run does not have; run it "
+                f"afterwards with python evaluate.py checkpoint=RUN {name.replace(' ', '=')} data.root=FOLDER"
             )
         elif evaluator.reads_logits and "logits" not in head.gives:
             yield (
-                f"evaluator {name} reads class scores, and head {type(head).__name__} gives none; take "
-                "evaluator=[retrieval]"
+                f"{name} reads class scores, and head {type(head).__name__} gives none; take head=linear, or "
+                "task=metric_learning and evaluator=[retrieval]"
+            )
+        elif evaluator.reads_embedding and "embedding" not in head.gives:
+            yield (
+                f"{name} reads an embedding, and head {type(head).__name__} gives none; take head=embedding, or "
+                "task=classification"
             )
 
 
 def _of_classes(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator]) -> Iterator[str]:
-    strict = [name for name, one in evaluators.items() if one.same_classes and one.reads == "labelled"]
-    for part, readers in (("val", ["task"] if task.same_classes else []), ("test", strict)):
-        if readers and not data.absent and data.classes_of(part) != data.classes:
+    readers = {"val": _named("validation", task.validation), "test": _named("evaluator", evaluators)}
+    for part, named in readers.items():
+        strict = [name for name, one in named.items() if one.compares == "network" and one.reads == "labelled"]
+        if strict and not data.absent and data.classes_of(part) != data.classes:
             yield (
-                f"{', '.join(readers)} compares with the classes of training, and the {part} part of this data has "
+                f"{', '.join(strict)} compares with the classes of training, and the {part} part of this data has "
                 "others; take task=metric_learning with head=embedding and evaluator=[retrieval], or other data"
             )
 
@@ -66,7 +69,8 @@ def _of_pairs(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator]) 
         )
     if data.absent:
         return
-    if task.retrieves and len(data.val_index) and not _match(data, "val", data.val_index, data.val_is_query):
+    pairs = any(evaluator.needs_matches for evaluator in task.validation.values())
+    if pairs and len(data.val_index) and not _match(data, "val", data.val_index, data.val_is_query):
         yield (
             "no validation image has another of its class to find; hold out more with data.val_fraction, or none with "
             "data.val_fraction=0"
@@ -74,6 +78,11 @@ def _of_pairs(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator]) 
     asking = [name for name, one in evaluators.items() if one.needs_matches]
     if asking and not _match(data, "test", data.test_index, data.test_is_query):
         yield f"no test image has another of its class to find for {', '.join(asking)}; raise data.limit_test"
+
+
+def _named(group: str, evaluators: Mapping[str, Evaluator]) -> dict[str, Evaluator]:
+    """By the words that choose them."""
+    return {f"{group} {name}": evaluator for name, evaluator in evaluators.items()}
 
 
 def _match(data: ImageData, part: str, index: Tensor, is_query: Tensor | None) -> bool:

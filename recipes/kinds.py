@@ -25,6 +25,7 @@ KINDS = {
     "reweighting": "lightning_modules.part.Reweighting",
     "gradient": "lightning_modules.gradients.base.Gradient",
     "regularizer": "lightning_modules.part.Regularizer",
+    "validation": "lightning_modules.evaluators.base.Evaluator",
     "evaluator": "lightning_modules.evaluators.base.Evaluator",
     "callback": "lightning.pytorch.Callback",
 }

@@ -23,6 +23,7 @@ PLACES = {
     "data": "datamodules.",
     "optimizer": "lightning_modules.optimization.",
     "schedule": "lightning_modules.optimization.",
+    "validation": "lightning_modules.evaluators.",
     "trainer": "recipes.trainer.create_trainer",
 }
 ANYWHERE = ("datamodules.", "lightning_modules.", PLACES["trainer"])

@@ -75,6 +75,7 @@ def create_trainer(
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
+            inference_mode=False,  # an evaluator that attacks needs gradients inside of a validation
             plugins=_environment(),
         )
     except MisconfigurationException as error:

@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-from lightning_modules.evaluators.base import EvaluationData, placed
+from kernels.batch import Batch, Output
+from lightning_modules.evaluators.base import Measurement, placed
 from lightning_modules.network import Network
 
 
-@torch.inference_mode()
-def embedded(network: Network, data: EvaluationData) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings ``[N, D]`` (pooled features of a network without any), labels and indices ``[N]`` of all batches.
+class Embedded(Measurement):
+    """Keeps the embedding of every image, or its pooled features where the network gives none; subclasses say what
+    becomes of them."""
 
-    In eval mode, on the host; the network's mode is put back.
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    Raises:
-        ValueError: there is no image, or the network gives neither.
-    """
-    was_training, parts = network.training, []
-    network.eval()
-    try:
-        for batch in data.batches:
-            output = network(placed(batch, network).image)
-            rows = output.features if output.embedding is None else output.embedding
-            if rows is None:
-                raise ValueError("the network gives no embedding and no features; retrieval needs one of them")
-            parts.append((rows.to(torch.promote_types(rows.dtype, torch.float32)).cpu(), batch.label, batch.index))
-    finally:
-        network.train(was_training)
-    if not parts:
-        raise ValueError("there is no image to evaluate; check data.root and data.limit_test")
-    embeddings, labels, index = (torch.cat([part[i].cpu() for part in parts]) for i in range(3))
-    return embeddings, labels, index
+    def add(self, batch: Batch, output: Output) -> None:
+        """Keep a batch, on the host.
+
+        Raises:
+            ValueError: the network gives neither.
+        """
+        rows = output.features if output.embedding is None else output.embedding
+        if rows is None:
+            raise ValueError("the network gives no embedding and no features; retrieval needs one of them")
+        rows = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
+        self._parts.append((rows.cpu(), batch.label.cpu(), batch.index.cpu()))
+
+    def whole(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings ``[N, D]``, labels and indices ``[N]`` of all batches.
+
+        Raises:
+            ValueError: there is no image.
+        """
+        if not self._parts:
+            raise ValueError("there is no image to evaluate; check data.root and data.limit_test")
+        embeddings, labels, index = (torch.cat([part[i] for part in self._parts]) for i in range(3))
+        return embeddings, labels, index
+
+
+@torch.no_grad()
+def embedded(network: Network, batches: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings, labels and indices of all batches, as ``Embedded`` keeps them, in the network's present mode."""
+    kept = Embedded()
+    for batch in batches:
+        batch = placed(batch, network)
+        kept.add(batch, network(batch.image))
+    return kept.whole()

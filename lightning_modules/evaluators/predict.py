@@ -7,9 +7,8 @@ import unicodedata
 from pathlib import Path
 from typing import Annotated
 
-import torch
-
-from lightning_modules.evaluators.base import EvaluationData, Evaluator, placed
+from kernels.batch import Batch, Output
+from lightning_modules.evaluators.base import EvaluationData, Evaluator, Measurement
 from lightning_modules.evaluators.result import Evaluation
 from lightning_modules.network import Network
 from lightning_modules.precision import at_least_float32
@@ -35,40 +34,41 @@ class Predict(Evaluator):
     def __init__(self, *, top: Annotated[int, "x >= 1"] = 5) -> None:
         self.top = top
 
-    @torch.inference_mode()
-    def __call__(self, network: Network, data: EvaluationData) -> Evaluation:
-        """Predict every image and write the file into ``data.output``, whole or not at all."""
+    def begin(self, network: Network, data: EvaluationData) -> Measurement:
+        """Start the file in ``data.output``, which is written whole or not at all."""
         if data.output is None or data.paths is None:
             raise ValueError("predictions need the images' paths and an output folder")
-        was_training, partial = network.training, data.output / "predictions.csv.partial"
-        network.eval()
-        try:
-            rows = self._write(partial, network, data, data.paths)
-            partial.replace(data.output / "predictions.csv")
-        finally:
-            partial.unlink(missing_ok=True)
-            network.train(was_training)
-        return Evaluation(metrics={"images": rows}, classes=list(data.classes))
+        return _Rows(data.output / "predictions.csv", data.paths, data.classes, min(self.top, len(data.classes)))
 
-    def _write(self, path: Path, network: Network, data: EvaluationData, names: list[str]) -> int:
-        """Write the file and return the number of images."""
-        top, rows = min(self.top, len(data.classes)), 0
+
+class _Rows(Measurement):
+    def __init__(self, path: Path, names: list[str], classes: tuple[str, ...], top: int) -> None:
+        self.path, self.names, self.classes, self.top, self.count = path, names, classes, top, 0
+        self._partial = path.with_name(f"{path.name}.partial")
         # A name that is not UTF-8 is written as it is on the disk. All cells are in quotes, because where a spreadsheet
         # takes ; for the separator, it would cut a name there and read the rest as a cell.
-        with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file, quoting=csv.QUOTE_ALL)
-            writer.writerow(["path", *(f"{what}_{k + 1}" for k in range(top) for what in ("class", "probability"))])
-            for batch in data.batches:
-                batch = placed(batch, network)
-                values, classes = at_least_float32(network(batch.image).class_scores).softmax(1).topk(top)
-                for index, row_values, row_classes in zip(
-                    batch.index.tolist(), values.tolist(), classes.tolist(), strict=True
-                ):
-                    pairs = zip(row_classes, row_values, strict=True)
-                    cells = [cell for c, v in pairs for cell in (name_cell(data.classes[c]), f"{v:.6f}")]
-                    writer.writerow([path_cell(names[index]), *cells])
-                    rows += 1
-        return rows
+        self._file = open(self._partial, "w", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+        self._writer = csv.writer(self._file, quoting=csv.QUOTE_ALL)
+        self._writer.writerow(["path", *(f"{what}_{k + 1}" for k in range(top) for what in ("class", "probability"))])
+
+    def add(self, batch: Batch, output: Output) -> None:
+        values, classes = at_least_float32(output.class_scores).softmax(1).topk(self.top)
+        for index, row_values, row_classes in zip(
+            batch.index.tolist(), values.tolist(), classes.tolist(), strict=True
+        ):
+            pairs = zip(row_classes, row_values, strict=True)
+            cells = [cell for c, v in pairs for cell in (name_cell(self.classes[c]), f"{v:.6f}")]
+            self._writer.writerow([path_cell(self.names[index]), *cells])
+        self.count += len(batch)
+
+    def result(self) -> Evaluation:
+        self._file.close()
+        self._partial.replace(self.path)
+        return Evaluation(metrics={"images": self.count}, classes=list(self.classes))
+
+    def close(self) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
 
 
 def path_cell(path: str) -> str:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lightning_modules.distributed import share_of
-from lightning_modules.evaluators.base import EvaluationData, Evaluator
+from lightning_modules.evaluators.base import EvaluationData, Evaluator, Measurement
+from lightning_modules.evaluators.embedded import Embedded
 from lightning_modules.evaluators.result import Evaluation
 from lightning_modules.network import Network
 from lightning_modules.retrieval.clusters import cluster_metrics
@@ -76,7 +77,7 @@ class RetrievalEvaluator(Evaluator):
         1.0
     """
 
-    same_classes = False
+    compares = "none"
 
     def __init__(
         self,
@@ -167,8 +168,18 @@ class RetrievalEvaluator(Evaluator):
             TypeError: labels that are not integers, masks that are not boolean.
         """
         if isinstance(network, torch.nn.Module):
-            return evaluation_of(self, network, data)  # type: ignore[arg-type]
+            return super().__call__(network, data)  # type: ignore[arg-type]
         return self.measured(network, data, **keys)[0]
+
+    def begin(self, network: Network, data: EvaluationData) -> Measurement:
+        """Keep the embedding of every image; what they come to is told at the end.
+
+        Raises:
+            ValueError: files without a folder to write to.
+        """
+        if self.save and data.output is None:
+            raise ValueError("save=true needs a folder to write to: EvaluationData.output")
+        return _Rows(self, data)
 
     def search(self, embeddings: Any, count: int, *, is_query: Any = None, is_gallery: Any = None) -> Neighbours:
         """The ``count`` nearest neighbours of each query, as the metrics see them.
@@ -256,6 +267,15 @@ class RetrievalEvaluator(Evaluator):
             candidates = sharded(scores, reach(scores, count), self.index_options["shards"])
             return search(scores, count, hits, candidates)
         return search(scores, count, hits)
+
+
+class _Rows(Embedded):
+    def __init__(self, evaluator: RetrievalEvaluator, data: EvaluationData) -> None:
+        super().__init__()
+        self.evaluator, self.data = evaluator, data
+
+    def result(self) -> Evaluation:
+        return evaluation_of(self.evaluator, self.data, *self.whole())
 
 
 def on_gpu(vectors: Tensor) -> Tensor:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from kernels.batch import Batch
 from kernels.metrix import utilization
 from kernels.pairs import unit
-from lightning_modules.evaluators.base import EvaluationData, Evaluator
-from lightning_modules.evaluators.embedded import embedded
+from lightning_modules.evaluators.base import EvaluationData, Evaluator, Measurement
+from lightning_modules.evaluators.embedded import Embedded, embedded
 from lightning_modules.evaluators.result import Evaluation
 from lightning_modules.network import Network
 
@@ -30,32 +31,22 @@ class Utilization(Evaluator):
         ValueError: fewer than one mix an image.
     """
 
-    same_classes = False
+    compares = "none"
 
     def __init__(
         self, *, mixed_per_image: Annotated[int, "x >= 1"] = 4, seed: Annotated[int, "0 <= x <= 4294967295"] = 0
     ) -> None:
         self.mixed_per_image, self.seed = mixed_per_image, seed
 
-    def __call__(self, network: Network, data: EvaluationData) -> Evaluation:
-        """Embed test and training images in eval mode.
+    def begin(self, network: Network, data: EvaluationData) -> Measurement:
+        """Keep the embeddings of the test images.
 
         Raises:
             ValueError: there are no training images.
         """
         if data.train is None:
             raise ValueError("utilization compares test images with those of training, and this data has none")
-        queries = unit(embedded(network, data)[0])
-        examples, labels, _ = embedded(network, replace(data, batches=data.train()))
-        examples = unit(examples)
-        mixed = self.mixes(examples, labels)
-        return Evaluation(
-            metrics={
-                "utilization": float(utilization(queries, examples)),
-                "utilization_mixed": float(utilization(queries, torch.cat([examples, mixed]))),
-                "images": len(queries),
-            }
-        )
+        return _Near(self, network, data.train)
 
     def mixes(self, examples: Tensor, labels: Tensor) -> Tensor:
         """``[M, E]`` unit embeddings between two classes; fewer where draws fell on one class."""
@@ -67,3 +58,22 @@ class Utilization(Evaluator):
         other = labels[first] != labels[second]
         first, second, lam = first[other], second[other], lam[other, None]
         return unit(lam * examples[first] + (1 - lam) * examples[second])
+
+
+class _Near(Embedded):
+    def __init__(self, evaluator: Utilization, network: Network, train: Callable[[], Iterable[Batch]]) -> None:
+        super().__init__()
+        self.evaluator, self.network, self.train = evaluator, network, train
+
+    def result(self) -> Evaluation:
+        queries = unit(self.whole()[0])
+        examples, labels, _ = embedded(self.network, self.train())
+        examples = unit(examples)
+        mixed = self.evaluator.mixes(examples, labels)
+        return Evaluation(
+            metrics={
+                "utilization": float(utilization(queries, examples)),
+                "utilization_mixed": float(utilization(queries, torch.cat([examples, mixed]))),
+                "images": len(queries),
+            }
+        )

@@ -9,9 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_modules.evaluators.base import EvaluationData
-from lightning_modules.evaluators.embedded import embedded
 from lightning_modules.evaluators.result import Evaluation
-from lightning_modules.network import Network
 from lightning_modules.retrieval.files import save_neighbours
 from lightning_modules.retrieval.index import APPROXIMATE, build, save_index
 from lightning_modules.retrieval.inputs import checked
@@ -22,18 +20,19 @@ if TYPE_CHECKING:
     from lightning_modules.evaluators.retrieval import RetrievalEvaluator
 
 
-def evaluation_of(evaluator: RetrievalEvaluator, network: Network, data: EvaluationData) -> Evaluation:
+def evaluation_of(
+    evaluator: RetrievalEvaluator, data: EvaluationData, embeddings: Tensor, labels: Tensor, index: Tensor
+) -> Evaluation:
     """Metrics, curves, worst classes; pictures, map and files as the evaluator asks for them.
 
     Raises:
-        ValueError: embeddings that cannot be ranked, or files without a folder to write to.
+        ValueError: embeddings that cannot be ranked.
     """
-    if evaluator.save and data.output is None:
-        raise ValueError("save=true needs a folder to write to: EvaluationData.output")
-    embeddings, labels, index = embedded(network, data)
     query = None if data.is_query is None else data.is_query.cpu()[index].bool()
     roles = {"is_query": query, "is_gallery": None if query is None else ~query}
     metrics, sums, classes = evaluator.measured(embeddings, labels, index_ids=index, **roles)
+    if data.brief:
+        return Evaluation(metrics=metrics)
     evaluation = Evaluation(metrics=metrics, figures=at_cutoffs(metrics, evaluator.ks))
     evaluation.tables = worst_classes(sums, classes, data.classes, evaluator.lone, evaluator.ks[0])
     if evaluator.map is not None:

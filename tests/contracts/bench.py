@@ -35,7 +35,7 @@ TRAINED = {
     "regularizer": Regularizer,
     "reweighting": Reweighting,
 }
-CONTRACTS = TRAINED | {"evaluator": Evaluator}
+CONTRACTS = TRAINED | {"evaluator": Evaluator, "validation": Evaluator}
 EPOCHS, SIZE, CLASSES, TRAIN = 20, 8, 3, 40
 
 
@@ -55,7 +55,7 @@ def kinds(configs=CONFIGS):
 
 KINDS = [kind for kind in kinds() if kind in TRAINED]
 PARTS = [(kind, name) for kind in KINDS for name in nodes(kind)]
-EVALUATORS = sorted(nodes("evaluator"))
+EVALUATORS = [(kind, name) for kind in ("evaluator", "validation") for name in sorted(nodes(kind))]
 EVERY = pytest.mark.parametrize(("kind", "name"), PARTS, ids=[f"{kind}/{name}" for kind, name in PARTS])
 
 

@@ -34,11 +34,11 @@ def test_the_first_part_of_a_new_kind_is_seen(tmp_path):
 @pytest.mark.parametrize("kind", sorted({*AT_LEAST, *KINDS}))
 def test_every_yaml_of_a_kind_was_found(kind):
     assert len(nodes(kind)) >= AT_LEAST.get(kind, 1)
-    listed = EVALUATORS if kind == "evaluator" else [name for other, name in PARTS if other == kind]
+    listed = [name for other, name in [*PARTS, *EVALUATORS] if other == kind]
     assert sorted(nodes(kind)) == sorted(listed)
 
 
-@pytest.mark.parametrize(("kind", "name"), [*PARTS, *(("evaluator", name) for name in EVALUATORS)])
+@pytest.mark.parametrize(("kind", "name"), [*PARTS, *EVALUATORS])
 def test_builds_as_what_its_folder_says(kind, name):
     part = build(kind, name)
     assert isinstance(part, CONTRACTS[kind])

@@ -10,10 +10,10 @@ from lightning_modules.evaluators.base import EvaluationData
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("name", EVALUATORS)
-def test_an_evaluator_only_looks(make_network, tmp_path, name, dtype):
+@pytest.mark.parametrize(("kind", "name"), EVALUATORS, ids=["/".join(one) for one in EVALUATORS])
+def test_an_evaluator_only_looks(make_network, tmp_path, kind, name, dtype):
     """On a network of any type in training mode: finite metrics, the same twice, and nothing changed."""
-    network, evaluator = make_network(batch_norm=True, dtype=dtype).train(), build("evaluator", name)
+    network, evaluator = make_network(batch_norm=True, dtype=dtype).train(), build(kind, name)
     batches = [canonical(range(start, start + SIZE)) for start in range(0, TRAIN, SIZE)]
     kept, before = copy.deepcopy(batches), copy.deepcopy(network.state_dict())
     names = tuple(f"class {c}" for c in range(CLASSES))

@@ -66,7 +66,7 @@ def test_stops_leave_no_trace(whole, stopped, two, tmp_path):
 
     What arrives after the agreement of a step is agreed upon in the next one.
     """
-    for place, update, position in (("measure_training", 4, [1, 2]), ("measure_validation", 6, [1, 3])):
+    for place, update, position in (("measure_training", 4, [1, 2]), ("validation_step", 6, [1, 3])):
         ended = two(signalled, stopped, place, update)
         assert [process.code for process in ended] == [143, 143], ended[0].text
         saved = f"stopped by SIGTERM; saved after update {3 * position[0] + position[1]} "

@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
+from kernels.batch import Output
 from kernels.embedding_statistics import tolerance, uniformity
 from lightning_modules.evaluators.retrieval import RetrievalEvaluator
 from lightning_modules.heads.embedding import Embedding
 from lightning_modules.losses.contrastive import Contrastive
-from lightning_modules.metric_learning import EmbeddingMeter, MetricLearner
+from lightning_modules.metric_learning import MetricLearner
 from lightning_modules.part import Context
 from lightning_modules.parts import Parts
 
@@ -26,10 +27,11 @@ def task(make_network):
 
 
 def validate(task, make_batch, index=range(24)):
+    task.on_validation_start()
     for start in range(0, len(index), 10):
         batch = make_batch(list(index)[start : start + 10], dtype=torch.float32)
-        task.val_meter.add(task.measure_validation(task.network.eval(), batch))
-    return task.validation_metrics()
+        task.validation_step(batch, 0)
+    return {name.removeprefix("val/"): value for name, value in task.validation_metrics().items()}
 
 
 def embeddings(task, make_batch, index=range(24)):
@@ -52,7 +54,7 @@ def test_validation_is_retrieval_among_all_its_images(task, make_batch):
     assert all(found[name] == pytest.approx(whole[name]) for name in ("map@r", "r_precision"))
     assert found["uniformity"] == pytest.approx(float(uniformity(z)), rel=1e-5)
     assert found["tolerance"] == pytest.approx(float(tolerance(z, y)), rel=1e-5)
-    assert learner.val_meter.read() == {}, "nothing is left for the next validation"
+    assert learner._measuring == {}, "nothing is left for the next validation"
 
 
 def test_queries_look_into_the_gallery_only(task, make_batch):
@@ -71,13 +73,4 @@ def test_selection(task):
     rows = [{"val/map@r": 0.3, "val/recall@1": 0.6}, {"val/map@r": 0.4, "val/recall@1": 0.1}]
     assert learner.selection(rows[0]) < learner.selection(rows[1])
     assert learner.selection({}) is None and learner.selection({"val/map@r": math.nan}) is None
-    assert learner.measure_training({}, None) == {} and learner.metrics({}, 1) == {}
-
-
-def test_the_meter_keeps_rows_as_they_come():
-    meter = EmbeddingMeter()
-    parts = [torch.randn(n, 2, requires_grad=True) for n in (3, 1)]
-    for part in parts:
-        meter.add({"rows": part})
-    whole = meter.read()["rows"]
-    assert torch.equal(whole, torch.cat(parts)) and not whole.requires_grad and meter.read() == {}
+    assert learner.measure_training({"main": Output(embedding=torch.zeros(1, 2))}, None) == {}

@@ -138,7 +138,7 @@ def test_class_names_of_the_data_may_have_another_unicode_form(found, monkeypatc
     )  # fmt: skip
     monkeypatch.setattr("recipes.make.make", lambda *_, **__: data)
     monkeypatch.setattr("recipes.probe.check_takes", lambda *_: None)
-    run = SimpleNamespace(reads="labelled", reads_logits=False, same_classes=True)
+    run = SimpleNamespace(reads="labelled", reads_logits=False, compares="network")
     subject = Subject(None, {}, ("caf\u00e9",), None, tmp_path, 0)
     if found == ("cafe",):
         with pytest.raises(

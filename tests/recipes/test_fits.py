@@ -17,9 +17,9 @@ PLAIN = ["recipe=grocery_baseline", *CONV]
     [
         (
             [*PLAIN, "task=metric_learning"],
-            "MetricLearner reads embedding, and head Linear gives none; take head=e",
+            "validation embedding reads an embedding, and head Linear gives none; take head=e",
         ),
-        ([*METRIC, "task=classification"], "task Classification reads logits, and head Embedding gives none"),
+        ([*METRIC, "task=classification"], "validation classification reads class scores, and head Embedding gives"),
         (
             [*METRIC, "evaluator=[retrieval,classification]"],
             "classification reads class scores, and head Emb",
@@ -27,7 +27,7 @@ PLAIN = ["recipe=grocery_baseline", *CONV]
         ([*METRIC, "evaluator=[predict]"], "evaluator predict reads a folder of images without labels"),
         (
             [*PLAIN, "data=grocery_disjoint"],
-            "task compares with the classes of training, and the val part",
+            "validation classification compares with the classes of training, and the val part",
         ),
         (
             [*PLAIN, "data=grocery_disjoint", "data.val_fraction=0"],

@@ -5,7 +5,6 @@ import csv
 import hashlib
 import json
 import shlex
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ import recipes
 from datamodules.grocery import Grocery
 from lightning_modules.classification import Classification
 from lightning_modules.part import Regularizer
+from lightning_modules.task import selection_columns
 from recipes.checkpoint import load_checkpoint
 from recipes.make import rebuild_network
 from recipes.recorder import Recorder
@@ -237,8 +237,8 @@ class Scripted:
 
     is_global_zero = True
 
-    def selection(self, row):
-        return Classification.selection(self, row)
+    select = selection_columns(Classification.default_validation(), None)
+    selection = Classification.selection
 
     def __init__(self, accuracies, losses):
         self.script = iter(zip(accuracies, losses, strict=True))
@@ -280,5 +280,6 @@ def test_an_epoch_without_validation_is_never_selected_over_one_with_it(tmp_path
         ({"epoch": 5, "val/accuracy": 0.4, "val/loss": 0.1}, False),
     ]
     for row, expected in rows:
-        task = SimpleNamespace(epoch_metrics=row, selection=lambda row: Classification.selection(None, row))
+        task = Scripted([], [])
+        task.epoch_metrics = row
         assert recorder.is_best(task) is expected

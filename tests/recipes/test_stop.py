@@ -55,9 +55,9 @@ def interrupt(run, phase, number):
         "first batch": (task, "measure_training", lambda: task.update == 1),
         "mid-epoch": (task, "measure_training", lambda: task.update == 5),
         "last batch": (task, "measure_training", lambda: task.update == 6),
-        "validation": (task, "measure_validation", lambda: task.update == 6),
-        "last validation": (task, "measure_validation", lambda: task.update == 9),
-        "between epochs": (task, "metrics", lambda: task.update == 3),
+        "validation": (task, "validation_step", lambda: task.update == 6),
+        "last validation": (task, "validation_step", lambda: task.update == 9),
+        "between epochs": (task.parts, "end_epoch", lambda: task.update == 3),
         "evaluation": (run.data, "test_dataloader", lambda: True),
     }[phase]
     original = getattr(place, name)
