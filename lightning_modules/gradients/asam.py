@@ -7,6 +7,7 @@ Networks". ICML 2021, arXiv 2102.11600. Official code: SamsungLabs/ASAM.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -23,15 +24,10 @@ class ASAM(SAM):
     Args:
         rho: radius; 0.5 in the paper for CIFAR-10, 1.0 for CIFAR-100 and ImageNet.
         eta: keeps weights near zero movable; 0.01 in the paper.
-
-    Raises:
-        ValueError: a negative or infinite value.
     """
 
-    def __init__(self, *, rho: float = 0.5, eta: float = 0.01) -> None:
+    def __init__(self, *, rho: Annotated[float, "x >= 0"] = 0.5, eta: Annotated[float, "x >= 0"] = 0.01) -> None:
         super().__init__(rho=rho)
-        if not 0 <= eta < float("inf"):
-            raise ValueError(f"gradient.eta must be at least 0 and finite, got {eta}")
         self.eta = eta
 
     def ascent(self, weights: Mapping[str, Tensor]) -> list[Tensor]:

@@ -7,6 +7,7 @@ arXiv 2010.01412.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -24,17 +25,12 @@ class SAM(Gradient):
 
     Args:
         rho: radius of the ball; 0.05 in the paper for CIFAR and ImageNet, larger against label noise.
-
-    Raises:
-        ValueError: a negative or infinite radius.
     """
 
     several_passes = True
 
-    def __init__(self, *, rho: float = 0.05) -> None:
+    def __init__(self, *, rho: Annotated[float, "x >= 0"] = 0.05) -> None:
         super().__init__()
-        if not 0 <= rho < float("inf"):
-            raise ValueError(f"gradient.rho must be a radius, at least 0 and finite, got {rho}")
         self.rho = rho
 
     def forward(self, seat: Seat) -> None:

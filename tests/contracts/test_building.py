@@ -4,7 +4,7 @@ import pytest
 from bench import CONTRACTS, EVALUATORS, KINDS, PARTS, build, kinds, nodes
 
 AT_LEAST = {"loss": 16, "regularizer": 2, "mixing": 3, "head": 3, "gradient": 1, "reweighting": 1, "evaluator": 3}
-CONFIGS_TO_FOLDERS = {"loss": "losses", "mixing": "mixing"}
+CONFIGS_TO_FOLDERS = {"loss": "losses", "mixing": "mixing", "validation": "evaluators"}
 
 
 def check_contracts(found):

@@ -65,5 +65,5 @@ def test_scaling_one_layer_against_the_next_changes_nothing():
 
 
 def test_values_outside_their_range():
-    with pytest.raises(ValueError, match="gradient.eta must be at least 0 and finite, got -1"):
+    with pytest.raises(ValueError, match="eta=-1 is out of range; allowed: eta >= 0"):
         ASAM(eta=-1)

@@ -133,5 +133,5 @@ def test_a_gradient_of_zeros_stays_where_it_is():
 
 def test_values_that_are_no_radius():
     for rho in (-0.1, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match="gradient.rho must be a radius, at least 0 and finite, got"):
+        with pytest.raises(ValueError, match="rho=.* is out of range; allowed: rho >= 0"):
             SAM(rho=rho)
