@@ -73,6 +73,7 @@ def _gathered_output(output: Output, total: int) -> Output:
 def _gathered_batch(batch: Batch, total: int) -> Batch:
     """The fields of all processes but images, which are not sent."""
     values = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "extra"}
-    small = {name: gather(value, total) for name, value in values.items() if value is not None and value.ndim <= 2}
-    dropped = dict.fromkeys(values.keys() - small.keys())
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    small = {name: gather(value, total) for name, value in tensors.items() if value.ndim <= 2}
+    dropped = dict.fromkeys(tensors.keys() - small.keys())
     return batch.replace(**{**dropped, **small, "image": batch.image.new_empty((total, 0)), "extra": {}})
