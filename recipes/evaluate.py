@@ -91,9 +91,9 @@ def evaluate_checkpoint(
         Metrics of each evaluator; also written to results.json in the output folder, with a report.html.
 
     Raises:
-        ConfigError: a checkpoint or data that cannot be used, with the reason.
+        ConfigError: a checkpoint or data that cannot be used, with the reason, or an evaluator that could not say
+            anything; what the others found out is written all the same.
     """
-    from recipes.directory import write_json
     from recipes.make import make
 
     with refusing():
@@ -109,27 +109,41 @@ def evaluate_checkpoint(
             _check(run, subject, network, *sources[name])
         network = network.to(where).eval()
         folder.mkdir(parents=True)
-        evaluations = _evaluations(runs, {name: data for name, (data, *_) in sources.items()}, network, folder)
-    results = {name: evaluation.metrics for name, evaluation in evaluations.items()}
-    write_json(folder / "results.json", results)
+        return _results(runs, {name: data for name, (data, *_) in sources.items()}, network, folder)
+
+
+def _results(runs: dict[str, Any], sources: dict[str, Any], network: Any, folder: Path) -> dict[str, dict[str, float]]:
+    """Metrics of every evaluator, in results.json and a report; those of one that reads what another does come from the
+    same pass.
+
+    Raises:
+        Exception: of the first evaluator that failed; what the others found out is written before. Nothing is left
+            behind where nothing was found out.
+    """
+    from lightning_modules.evaluators.base import evaluate_all
+    from recipes.directory import write_json
     from recipes.report.page import write_report
 
-    print(write_report(folder, evaluations))
-    return results
-
-
-def _evaluations(runs: dict[str, Any], sources: dict[str, Any], network: Any, folder: Path) -> dict[str, Any]:
-    """What each evaluator gives. Nothing is left behind where nothing was found out."""
-    evaluations = {}
+    evaluations: dict[str, Any] = {}
+    failed: dict[str, Exception] = {}
     try:
-        for name, run in runs.items():
-            evaluations[name] = run(network, sources[name])
-            _print(name, evaluations[name].metrics)
-    except BaseException:
-        if not any(folder.iterdir()):
+        for reads in dict.fromkeys(run.reads for run in runs.values()):
+            same = {name: run for name, run in runs.items() if run.reads == reads}
+            done, broken = evaluate_all(same, network, sources[next(iter(same))])
+            evaluations, failed = evaluations | done, failed | broken
+    finally:
+        if not evaluations and not any(folder.iterdir()):
             folder.rmdir()
-        raise
-    return evaluations
+    results = {name: evaluations[name].metrics for name in runs if name in evaluations}
+    for name, metrics in results.items():
+        _print(name, metrics)
+    if results:
+        told = {"evaluation_failed": {name: str(error) for name, error in failed.items()}} if failed else {}
+        write_json(folder / "results.json", results | told)
+        print(write_report(folder, evaluations))
+    for error in failed.values():
+        raise error
+    return results
 
 
 def _subject(

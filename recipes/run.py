@@ -176,11 +176,11 @@ class Run:
         results = self._results(recorder, evaluations)
         results |= {"evaluation_failed": {name: _told(error) for name, error in failed.items()}} if failed else {}
         write_json(directory / "results.json", results)
-        if failed:
-            raise next(iter(failed.values()))
         from recipes.report.page import write_report
 
         report = write_report(directory, evaluations)
+        if failed:
+            raise next(iter(failed.values()))
         print(f"{_summary(results)}\n{report}", flush=True)
         return results
 

@@ -242,7 +242,7 @@ def test_an_evaluator_that_fails_costs_no_result_of_training(tmp_path, capsys, m
         raise IndexError("k out of range")
 
     with monkeypatch.context() as patch:
-        patch.setattr("lightning_modules.evaluators.utilization.Utilization.__call__", broken)
+        patch.setattr("lightning_modules.evaluators.utilization.Utilization.begin", broken)
         assert train(words) == 1
     directory = tmp_path / "grocery_baseline" / "a"
     error = capsys.readouterr().err
@@ -267,3 +267,20 @@ def test_a_finished_run_without_its_results_is_evaluated_again(left, tmp_path):
     assert train([f"resume={directory}"]) == 0
     again = json.loads((directory / "results.json").read_text())
     assert again["test"] == first["test"] and is_finished(directory)
+
+
+def test_an_evaluator_that_fails_costs_no_result_of_the_others(tmp_path, capsys, monkeypatch):
+    assert train([*WORDS, f"output={tmp_path}", "name=a"]) == 0
+    directory = tmp_path / "grocery_baseline" / "a"
+
+    def broken(*args):
+        raise ValueError("nothing to compare with")
+
+    monkeypatch.setattr("lightning_modules.evaluators.utilization.Utilization.begin", broken)
+    words = [f"checkpoint={directory}", "evaluator=[classification,utilization]", f"output={tmp_path / 'evaluated'}"]
+    assert evaluate(words) == 1
+    assert "nothing to compare with" in capsys.readouterr().err
+    results = json.loads((tmp_path / "evaluated" / "results.json").read_text())
+    assert results["classification"]["images"] == 8
+    assert results["evaluation_failed"] == {"utilization": "nothing to compare with"}
+    assert (tmp_path / "evaluated" / "report.html").is_file()
