@@ -16,7 +16,7 @@ pytestmark = pytest.mark.fault
 #: Batch norm, dropout, a moving average, SAF, and a last batch of unequal shares.
 WORDS = [
     "recipe=grocery_saf",
-    *but(TINY, "backbone=test_efficientnet", "data.limit_train=24"),
+    *but(TINY, "backbone=test_efficientnet", "data.limit_train=23"),
     *SAF,
     "head.dropout_prob=0.2",
     "task.ema_decay=0.9",
