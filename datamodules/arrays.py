@@ -30,7 +30,12 @@ class ArraySource(Dataset[Batch]):
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, size: tuple[int, int], augment: BatchAugment | None = None, seed: int = 0
+        self,
+        images: Tensor,
+        labels: Tensor,
+        size: tuple[int, int],
+        augment: BatchAugment | None = None,
+        seed: int = 0,
     ) -> None:
         self.images, self.labels, self.size, self.augment, self.seed = images, labels, size, augment, seed
 
@@ -47,7 +52,9 @@ class ArraySource(Dataset[Batch]):
         else:
             image = self.augment(self.images, index, view, seed=self.seed, epoch=keys.epoch, size=self.size)
         label, view = self.labels.index_select(0, placed), view.to(device, non_blocking=True)
-        return Batch(image, label, placed, view, position=keys.position)
+        shown = keys.shown(self.augment is not None)
+        shown = None if shown is None else shown.to(device, non_blocking=True)
+        return Batch(image, label, placed, view, shown, position=keys.position)
 
 
 class ArrayData(ImageData):

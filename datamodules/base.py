@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import lightning
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.class_order import ClassBalancedOrder
@@ -39,6 +38,8 @@ class ImageData(RangeChecked, LabelSets, lightning.LightningDataModule):
         drop_last: leave out an incomplete last training batch.
         samples_per_class: batches of ``batch_size / samples_per_class`` classes with so many samples each (see
             ``datamodules.class_order``); None shuffles all samples.
+        augmentations: epochs after which the augmentations of the samples come again (the order does not), so that what
+            is computed of them can be kept: see ``Batch.augmentation``. None for new ones in every epoch.
         select_on: ``val`` holds out ``val_fraction``; ``test_best`` holds out nothing and validates on the test part,
             which then selects the epoch: to compare with papers that report the best epoch on the test set, and for
             nothing else. The training part is then all of the training set.
@@ -62,7 +63,6 @@ class ImageData(RangeChecked, LabelSets, lightning.LightningDataModule):
     channels = 3
     image_size: int
     absent: str | None = None  # why there are no images, where a set was built from its declared facts alone
-    train_index: Tensor
 
     def __init__(
         self,
@@ -77,6 +77,7 @@ class ImageData(RangeChecked, LabelSets, lightning.LightningDataModule):
         limit_test: Annotated[int, "x >= 1"] | None = None,
         drop_last: bool = True,
         samples_per_class: Annotated[int, "x >= 1"] | None = None,
+        augmentations: Annotated[int, "x >= 1"] | None = None,
         select_on: Literal["val", "test_best"] = "val",
         worker_timeout_s: Annotated[int, "1 <= x <= 31536000"] = 600,
     ) -> None:
@@ -87,7 +88,7 @@ class ImageData(RangeChecked, LabelSets, lightning.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.val_fraction, self.limit_train, self.limit_test = val_fraction, limit_train, limit_test
         self.drop_last, self.worker_timeout_s = drop_last, worker_timeout_s
-        self.samples_per_class, self.select_on = samples_per_class, select_on
+        self.samples_per_class, self.augmentations, self.select_on = samples_per_class, augmentations, select_on
         self.device = torch.device("cpu")
         self._ready = False
 
@@ -134,12 +135,11 @@ class ImageData(RangeChecked, LabelSets, lightning.LightningDataModule):
     @cached_property
     def order(self) -> TrainingOrder:
         """Of the training batches; made when it is asked for, since an evaluation needs none."""
+        settings = self.seed, self.drop_last, self.augmentations
         if self.samples_per_class is None:
-            return ShuffledOrder(self.train_index, self.batch_size, self.seed, self.drop_last)
+            return ShuffledOrder(self.train_index, self.batch_size, *settings)
         labels = self.train_labels[self.train_index]
-        return ClassBalancedOrder(
-            self.train_index, labels, self.batch_size, self.samples_per_class, self.seed, self.drop_last
-        )
+        return ClassBalancedOrder(self.train_index, labels, self.batch_size, self.samples_per_class, *settings)
 
     @property
     def num_classes(self) -> int:

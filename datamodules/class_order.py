@@ -37,6 +37,7 @@ class ClassBalancedOrder(TrainingOrder):
         samples_per_class: K.
         seed: the run's seed.
         drop_last: round the number of batches down.
+        augmentations: epochs after which augmentations come again; None for never.
 
     Raises:
         ValueError: a batch that cannot be made of K samples a class, or of more classes than there are.
@@ -50,8 +51,9 @@ class ClassBalancedOrder(TrainingOrder):
         samples_per_class: int,
         seed: int,
         drop_last: bool = True,
+        augmentations: int | None = None,
     ) -> None:
-        super().__init__(index, batch_size, seed, drop_last)
+        super().__init__(index, batch_size, seed, drop_last, augmentations)
         self.samples_per_class = samples_per_class
         self.labels, group, counts = labels.unique(return_inverse=True, return_counts=True)
         self._members = index[group.argsort(stable=True)]  # class by class

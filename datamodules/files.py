@@ -56,11 +56,13 @@ class FileSource(Dataset[Batch]):
     def __getitems__(self, keys: Keys) -> Batch:
         """The batch of these keys; index and label are those of the samples it holds."""
         index, view = (torch.from_numpy(column).clone() for column in (keys.index, keys.view))  # the sampler owns them
+        shown = keys.shown(self.augment is not None)
         pictures = self._pictures(index, view, keys.epoch)
         if any(picture is None for picture in pictures):
-            pictures, index, view = self._without_gaps(pictures, index, view, keys.epoch)
+            pictures, index, rows = self._without_gaps(pictures, index, view, keys.epoch)
+            view, shown = view[rows], None if shown is None else shown[rows]
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()  # type: ignore[arg-type]
-        return Batch(to_float(images), self.labels[index], index, view, position=keys.position)
+        return Batch(to_float(images), self.labels[index], index, view, shown, position=keys.position)
 
     def picture(self, position: int, seeds: tuple[int, ...] | None = None) -> np.ndarray:
         """One image as it goes into a batch, ``[H, W, 3]`` uint8; augmented where there are seeds.
@@ -100,8 +102,9 @@ class FileSource(Dataset[Batch]):
 
     def _without_gaps(
         self, pictures: list[np.ndarray | None], index_B: Tensor, view_B: Tensor, epoch: int
-    ) -> tuple[list[np.ndarray | None], Tensor, Tensor]:
-        """Pictures, indices and views after every gap was filled by a substitute, or left out without ``choices``."""
+    ) -> tuple[list[np.ndarray | None], Tensor, list[int]]:
+        """Pictures and indices after every gap was filled by a substitute, or left out without ``choices``; and the
+        rows that are still there."""
         gaps = [row for row, picture in enumerate(pictures) if picture is None]
         if self.choices is None:
             rows = [row for row, picture in enumerate(pictures) if picture is not None]
@@ -110,10 +113,10 @@ class FileSource(Dataset[Batch]):
                     f"none of the {len(pictures)} images of an evaluation batch can be read, the first is "
                     f"{self.files[int(index_B[0])]}; replace the files or remove them"
                 )
-            return [pictures[row] for row in rows], index_B[rows], view_B[rows]
+            return [pictures[row] for row in rows], index_B[rows], rows
         for row in gaps:
             index_B[row], pictures[row] = self._another(int(index_B[row]), view_B[row : row + 1], epoch, self.choices)
-        return pictures, index_B, view_B
+        return pictures, index_B, list(range(len(pictures)))
 
     def _another(self, position: int, view: Tensor, epoch: int, choices: Tensor) -> tuple[int, np.ndarray]:
         def read(other: int) -> np.ndarray | None:

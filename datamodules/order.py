@@ -1,7 +1,8 @@
 """The order of samples as a function of (seed, epoch), with a position that can be set exactly.
 
 A sampler of batches hands the data set the keys of one batch after another. A key is ``(epoch, index, view)``: all
-that a sample's augmentation depends on, so a worker process needs no state.
+that a sample's augmentation depends on, so a worker process needs no state. Where augmentations come again after some
+epochs, the epoch of a key is the one whose augmentation comes again; the order always has an epoch of its own.
 
 Handing out keys changes nothing: loaders fetch ahead, often a whole epoch, and may throw away what they fetched. Where
 training stands is moved by what came out of a loader (``datamodules.loader``), and every batch says where it belongs.
@@ -25,21 +26,24 @@ class Keys:
     """The keys of one batch, as columns; numpy, because that is cheap both to send to a worker and to make a tensor of.
 
     Attributes:
-        epoch: 0-based epoch.
+        epoch: 0-based epoch whose augmentation is wanted.
         index: ``[B]`` int64 position of each sample in its full set.
         view: ``[B]`` int64, how often each sample was visited before in the same epoch.
-        batch: 0-based number of the batch in its epoch.
+        position: where training stands before this batch: its epoch, and the batches of that epoch before it.
+        augmentation: ``[B]`` int64, a number for each (epoch, view); None where epochs never come again.
     """
 
     epoch: int
     index: np.ndarray
     view: np.ndarray
-    batch: int = 0
+    position: tuple[int, int] = (0, 0)
+    augmentation: np.ndarray | None = None
 
-    @property
-    def position(self) -> tuple[int, int]:
-        """Where training stands before this batch: its epoch, and the batches of that epoch before it."""
-        return self.epoch, self.batch
+    def shown(self, augmented: bool) -> Tensor | None:
+        """``Batch.augmentation`` of these keys: 0 where nothing is augmented."""
+        if not augmented:
+            return torch.zeros(len(self.index), dtype=torch.int64)
+        return None if self.augmentation is None else torch.from_numpy(self.augmentation)
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -79,10 +83,14 @@ class TrainingOrder(Sampler[Keys]):
         batch_size: samples of a batch over all ranks.
         seed: the run's seed.
         drop_last: leave out the last batch of an epoch when there are too few samples for a whole one.
+        augmentations: epochs after which augmentations come again; None for never.
     """
 
-    def __init__(self, index: Tensor, batch_size: int, seed: int, drop_last: bool = True) -> None:
+    def __init__(
+        self, index: Tensor, batch_size: int, seed: int, drop_last: bool = True, augmentations: int | None = None
+    ) -> None:
         self.index, self.batch_size, self.seed, self.drop_last = index, batch_size, seed, drop_last
+        self.augmentations = augmentations
         self.epoch, self.start = 0, 0
         if len(self) == 0:
             raise ValueError(
@@ -120,7 +128,14 @@ class TrainingOrder(Sampler[Keys]):
         for batch in range(start, len(self)):
             first = batch * self.batch_size
             a, b = share(first, first + self.samples_of(batch), rank, world)
-            yield Keys(epoch, index[a:b], view[a:b], batch)
+            yield self._keys((epoch, batch), index[a:b], view[a:b])
+
+    def _keys(self, position: tuple[int, int], index: np.ndarray, view: np.ndarray) -> Keys:
+        epoch = position[0]
+        if self.augmentations is None:
+            return Keys(epoch, index, view, position)
+        again = epoch % self.augmentations
+        return Keys(again, index, view, position, again + self.augmentations * view)
 
     def check_shares(self, world: int) -> None:
         """Refuse a batch with fewer samples than ranks.
@@ -176,4 +191,4 @@ class StoredOrder(Sampler[Keys]):
             raise ValueError(f"{len(self.index)} samples cannot be shared by {world} processes; use fewer processes")
         for batch, (start, stop) in enumerate(self._bounds(world)):
             a, b = share(start, stop, rank, world)
-            yield Keys(0, self.index[a:b], np.zeros(b - a, dtype=np.int64), batch)
+            yield Keys(0, self.index[a:b], np.zeros(b - a, dtype=np.int64), (0, batch))

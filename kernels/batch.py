@@ -24,7 +24,10 @@ class Batch:
         index: ``[B]`` position in the full training set, before any split or limit; stable over epochs,
             workers, ranks and resume. Per-sample stores are keyed by it.
         view: ``[B]`` earlier visits of the sample in this epoch, where a loader made the batch; with
-            (seed, epoch, index) all that its augmentation depends on.
+            (seed, epoch, index) all that its augmentation depends on (epoch modulo ``data.augmentations``, if set).
+        augmentation: ``[B]`` which augmentation the sample shows: of one part of a data set, equal (index,
+            augmentation) are equal pixels in every epoch, so a cache may be keyed by them (by (index, view) it may
+            not). 0 where nothing is augmented; None where augmentations never come again.
         clean_image: ``[B, 3, H, W]`` the image before the attack, where there was one.
         second_image: ``[B, 3, H, W]`` another augmentation of the same sample.
         clean_label: ``[B]`` the label before noise was added.
@@ -40,6 +43,7 @@ class Batch:
     label: Tensor
     index: Tensor
     view: Tensor | None = None
+    augmentation: Tensor | None = None
     clean_image: Tensor | None = None
     second_image: Tensor | None = None
     clean_label: Tensor | None = None
