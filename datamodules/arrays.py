@@ -27,6 +27,7 @@ class ArraySource(Dataset[Batch]):
         size: height and width of the images that come out.
         augment: what training does to them.
         seed: the run's seed.
+        clean_labels: ``[N]`` before noise; None where the labels have none.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class ArraySource(Dataset[Batch]):
         size: tuple[int, int],
         augment: BatchAugment | None = None,
         seed: int = 0,
+        clean_labels: Tensor | None = None,
     ) -> None:
         self.images, self.labels, self.size, self.augment, self.seed = images, labels, size, augment, seed
+        self.clean_labels = clean_labels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,7 +57,8 @@ class ArraySource(Dataset[Batch]):
         label, view = self.labels.index_select(0, placed), view.to(device, non_blocking=True)
         shown = keys.shown(self.augment is not None)
         shown = None if shown is None else shown.to(device, non_blocking=True)
-        return Batch(image, label, placed, view, shown, position=keys.position)
+        clean = None if self.clean_labels is None else self.clean_labels.index_select(0, placed)
+        return Batch(image, label, placed, view, shown, clean_label=clean, position=keys.position)
 
 
 class ArrayData(ImageData):
@@ -97,13 +101,14 @@ class ArrayData(ImageData):
             self.train_images = self._prepared[:, :, p : p + self.size[0], p : p + self.size[1]]
 
     def source(self, part: str) -> ArraySource:
-        labels = self.labels_of(part)
+        labels, clean = self.labels_of(part), self.clean_labels_of(part)
         augment = self.augment if part == "train" else None
         stored = "test_images" if part == "test" else "train_images" if augment is None else "_prepared"
         images: Tensor = getattr(self, stored)
         if self.num_workers == 0 and self.device.type == "cuda":
             images, labels = self._placed(stored, images), labels.to(self.device)
-        return ArraySource(images, labels, self.size, augment, self.seed)
+            clean = None if clean is None else clean.to(self.device)
+        return ArraySource(images, labels, self.size, augment, self.seed, clean)
 
     def _placed(self, stored: str, images: Tensor) -> Tensor:
         """The images on the device, sent once for all parts that share them and however often a loader is rebuilt."""

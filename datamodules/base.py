@@ -11,16 +11,16 @@ import torch
 from torch.utils.data import Dataset
 
 from datamodules.class_order import ClassBalancedOrder
-from datamodules.label_sets import LabelSets
 from datamodules.loader import Loader, make_loader
 from datamodules.manifest import Parts, combined
+from datamodules.noisy_labels import NoisyLabels
 from datamodules.order import ShuffledOrder, StoredOrder, TrainingOrder
 from datamodules.split import index_digest, limit
 from kernels.batch import Batch
 from kernels.ranges import RangeChecked
 
 
-class ImageData(RangeChecked, LabelSets, lightning.LightningDataModule):
+class ImageData(RangeChecked, NoisyLabels, lightning.LightningDataModule):
     """A labelled image set with train, validation and test part. Subclasses say where the images come from.
 
     The labels of a part are positions in the names of that part, which may differ: see ``LabelSets``.
@@ -56,6 +56,8 @@ class ImageData(RangeChecked, LabelSets, lightning.LightningDataModule):
         num_train: length of the full training set before split and limits: that of every per-sample store.
         train_index, val_index, test_index: positions of the parts in use. ``val_index`` points into the training set,
             unless the source has a validation set of its own or validation is the test part.
+        noise: set it before ``setup``, for wrong labels in training; None for none. ``train_labels`` are then the wrong
+            ones, as a learner would be given them, and ``Batch.clean_label`` holds the others.
         device: set it before the loaders are built. On a CUDA device and without workers, images that fit in memory
             are kept and augmented there; otherwise batches come on the CPU.
     """
@@ -130,6 +132,7 @@ class ImageData(RangeChecked, LabelSets, lightning.LightningDataModule):
         self.test_index = limit(self.test_labels, everything, self.limit_test, self.split_seed, "limit_test")
         train = self.choose_validation()
         self.train_index = limit(self.train_labels, train, self.limit_train, self.split_seed, "limit_train")
+        self.add_noise()
         self._ready = True
 
     @cached_property
@@ -177,6 +180,7 @@ class ImageData(RangeChecked, LabelSets, lightning.LightningDataModule):
             "counts": {name: len(index) for name, index in parts.items()},
             "sha256": {name: index_digest(index) for name, index in parts.items()},
             **({"classes": {name: len(self.classes_of(name)) for name in parts}} if self.by_classes else {}),
+            **({"noise": self.noise_record()} if self.noise is not None else {}),
         }
 
     def set_position(self, epoch: int, batches_done: int = 0) -> None:

@@ -31,6 +31,7 @@ class FileSource(Dataset[Batch]):
         seed: the run's seed.
         tally: pass over files that cannot be read and count them here; None raises.
         choices: ``[M]`` positions that may stand in for a file that is passed over; None leaves it out of its batch.
+        clean_labels: ``[N]`` before noise; None where the labels have none.
     """
 
     def __init__(
@@ -45,10 +46,11 @@ class FileSource(Dataset[Batch]):
         seed: int = 0,
         tally: Tally | None = None,
         choices: Tensor | None = None,
+        clean_labels: Tensor | None = None,
     ) -> None:
         self.files, self.labels, self.image_size, self.resize_size = files, labels, image_size, resize_size
         self.interpolation, self.max_pixels, self.augment, self.seed = interpolation, max_pixels, augment, seed
-        self.tally, self.choices = tally, choices
+        self.tally, self.choices, self.clean_labels = tally, choices, clean_labels
 
     def __len__(self) -> int:
         return len(self.files)
@@ -62,7 +64,8 @@ class FileSource(Dataset[Batch]):
             pictures, index, rows = self._without_gaps(pictures, index, view, keys.epoch)
             view, shown = view[rows], None if shown is None else shown[rows]
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()  # type: ignore[arg-type]
-        return Batch(to_float(images), self.labels[index], index, view, shown, position=keys.position)
+        label, clean = self.labels[index], None if self.clean_labels is None else self.clean_labels[index]
+        return Batch(to_float(images), label, index, view, shown, clean_label=clean, position=keys.position)
 
     def picture(self, position: int, seeds: tuple[int, ...] | None = None) -> np.ndarray:
         """One image as it goes into a batch, ``[H, W, 3]`` uint8; augmented where there are seeds.

@@ -84,6 +84,7 @@ class ImageFiles(ImageData):
             self.seed,
             self._tally(own),
             self.train_index if part == "train" else None,
+            self.clean_labels_of(part),
         )
 
     def _tally(self, own: str) -> Tally | None:

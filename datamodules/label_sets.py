@@ -31,6 +31,7 @@ class LabelSets:
     test_labels: Tensor
     val_labels: Tensor | None = None  # only of a source that has a validation set of its own
     test_is_query: Tensor | None = None
+    train_index: Tensor
     val_index: Tensor
     test_index: Tensor
     val_fraction: float

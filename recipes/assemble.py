@@ -15,7 +15,7 @@ from lightning_modules.part import Context, Loss
 from lightning_modules.parts import Parts
 from recipes.boundary import refusing
 from recipes.fits import check_fit
-from recipes.make import build_network, make, maker, without_pretrained
+from recipes.make import build_network, make, make_data, maker, without_pretrained
 from recipes.probe import check_takes
 from recipes.run import Run
 from recipes.stop import seconds
@@ -39,6 +39,7 @@ def assemble(
     optimizer: Part,
     schedule: Part,
     trainer: Part,
+    noise: Part | None = None,
     surgery: dict[str, Part] | None = None,
     mixing: Part | None = None,
     attack: Part | None = None,
@@ -68,7 +69,7 @@ def assemble(
         surgery, regularizer, validation, evaluator, callback: several parts by name. Without ``validation`` the task
             says what validates.
         select: metrics of the validation that decide which epoch is the best; None for what its evaluators select by.
-        mixing, attack, reweighting, gradient: one part or None.
+        noise, mixing, attack, reweighting, gradient: one part or None.
         seed: of initialization, order, augmentation and every draw of a part.
         name: of the run directory.
         output: folder of all runs.
@@ -85,8 +86,7 @@ def assemble(
     with refusing():
         seconds(max_time)
         seed_everything(seed, workers=True, verbose=False)
-        data_module = make(data, seed, group="data")
-        data_module.setup()
+        data_module = make_data(data, seed, noise)
         if needs_images and data_module.absent:
             raise ConfigError([data_module.absent])
         # The weights of a run that goes on are in its checkpoint; the pretrained file is not needed again.

@@ -56,6 +56,7 @@ class Subject:
         preprocessing: of its images; None where the data decide.
         folder: what evaluators write goes into a folder below.
         seed: of the run.
+        noise: the noise part of its training labels, which evaluators that read the training part see too.
     """
 
     network: Callable[[], Any]
@@ -64,6 +65,7 @@ class Subject:
     preprocessing: dict[str, Any] | None
     folder: Path
     seed: int
+    noise: Part | None = None
 
 
 def evaluate_checkpoint(
@@ -172,7 +174,8 @@ def _subject(
     def network() -> Any:
         return rebuild_network(config, len(classes), content["network"], where)
 
-    return Subject(network, node, classes, content["preprocessing"], run / "evaluations", config["seed"])
+    noise = None if data else config.get("noise")
+    return Subject(network, node, classes, content["preprocessing"], run / "evaluations", config["seed"], noise)
 
 
 def _of_backbone(backbone: Part, data: Part) -> Subject:
@@ -215,7 +218,7 @@ def _source(run: Any, subject: Subject, root: str | None, folder: Path) -> tuple
     Labelled: the test part of the data module. Unlabelled: every image below ``data.root``.
     """
     from lightning_modules.evaluators.base import EvaluationData
-    from recipes.make import make
+    from recipes.make import make_data
 
     classes = subject.classes
     if run.reads == "unlabelled":
@@ -229,8 +232,7 @@ def _source(run: Any, subject: Subject, root: str | None, folder: Path) -> tuple
         images = Unlabelled(subject.preprocessing, **{**keys, "root": root})
         data = EvaluationData(images.dataloader(), classes, paths=images.paths, output=folder)
         return data, 3, subject.preprocessing["image_size"]
-    module = make(subject.data, subject.seed, group="data")
-    module.setup()
+    module = make_data(subject.data, subject.seed, subject.noise)
     return test_data(module, folder), module.channels, module.image_size
 
 

@@ -25,7 +25,7 @@ def export_checkpoint(*, checkpoint: str, format: Literal["timm"] = "timm", outp
     from recipes.checkpoint import load_checkpoint
     from recipes.checkpoint_form import check_evaluable
     from recipes.export import export_safetensors
-    from recipes.make import make, rebuild_network
+    from recipes.make import make_data, rebuild_network
     from recipes.stored import stored_config, without_download
 
     with refusing():
@@ -37,8 +37,7 @@ def export_checkpoint(*, checkpoint: str, format: Literal["timm"] = "timm", outp
         if path.exists():
             raise FileExistsError(f"{path} exists and is not overwritten; choose another output=")
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = make({**without_download(config["data"]), "num_workers": 0}, config["seed"], group="data")
-        data.setup()
+        data = make_data({**without_download(config["data"]), "num_workers": 0}, config["seed"])
         written = export_safetensors(
             network,
             path,

@@ -12,6 +12,7 @@ from typing import Any, get_args, get_type_hints
 #: Dotted path of the class that every part of a group is an instance of.
 KINDS = {
     "data": "datamodules.base.ImageData",
+    "noise": "datamodules.label_noise.LabelNoise",
     "backbone": "lightning_modules.backbones.timm_backbone.Backbone",
     "head": "lightning_modules.heads.base.Head",
     "task": "lightning_modules.task.Task",

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from datamodules.base import ImageData
 from lightning_modules.network import Network
 from lightning_modules.state_fit import fit_problems, value_problems
 from lightning_modules.surgery.base import operate
@@ -46,6 +47,14 @@ def maker(node: Part, group: str | None = None) -> Callable[..., Any]:
             return make(node, *positional, group=group)
 
     return later
+
+
+def make_data(data: Part, seed: int, noise: Part | None = None) -> ImageData:
+    """A data module that is set up, with the noise in its labels."""
+    module: ImageData = make(data, seed, group="data")
+    module.noise = None if noise is None else make(noise, group="noise")
+    module.setup()
+    return module
 
 
 def build_network(backbone: Part, surgery: dict[str, Part], head: Part, num_classes: int) -> tuple[Network, list[str]]:

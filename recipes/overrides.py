@@ -26,7 +26,7 @@ from recipes.words import Word, split_words
 
 #: Where a run executes is no part of its method: what a recipe sets here (its length) stays when it is swapped.
 KEEPS_SETTINGS = ("trainer",)
-SEATS = ("surgery", "attack", "gradient", "reweighting", "mixing")
+SEATS = ("noise", "surgery", "attack", "gradient", "reweighting", "mixing")
 #: What stands behind the name of a group: the name of a part, or several.
 CHOICE = ast.parse("list[str]", mode="eval").body
 

@@ -21,6 +21,7 @@ TARGET = "_target_"
 #: Where the targets of a group lie when that is no folder of its own in lightning_modules/.
 PLACES = {
     "data": "datamodules.",
+    "noise": "datamodules.",
     "optimizer": "lightning_modules.optimization.",
     "schedule": "lightning_modules.optimization.",
     "validation": "lightning_modules.evaluators.",

@@ -9,6 +9,7 @@ from recipes.plain import read_yaml, value_problems
 from recipes.validate import ConfigError, group_problems
 
 STORED = ("backbone", "head", "surgery", "data")  # groups of a stored configuration that are built again
+STORED_IF_ANY = ("noise",)
 MAX_CLASSES, MAX_NAME, MAX_SIDE = 100_000, 1000, 16_384
 SIZES = {"image_size": int, "resize_size": int, "interpolation": str}
 
@@ -31,7 +32,9 @@ def stored_config(content: dict[str, Any], where: str = "the checkpoint") -> dic
         raise ConfigError([f"{where} holds no configuration that can be read ({reason})"]) from error
     if not isinstance(config, dict) or type(config.get("seed")) is not int or not 0 <= config["seed"] < 2**32:
         raise ConfigError([f"{where} holds no configuration of a run: its groups and its seed are missing"])
-    problems = value_problems(config) or [x for group in STORED for x in group_problems(group, config.get(group))]
+    stored = {group: config.get(group) for group in STORED}
+    stored |= {group: config[group] for group in STORED_IF_ANY if config.get(group) is not None}
+    problems = value_problems(config) or [x for group, node in stored.items() for x in group_problems(group, node)]
     if not re.fullmatch(r"\w[\w.-]{0,99}", str(config.get("recipe"))):  # it becomes the name of a file
         problems.append(f"recipe={str(config.get('recipe'))[:200]!r} is no name of a recipe")
     if problems:

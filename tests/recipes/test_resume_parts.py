@@ -25,6 +25,7 @@ KINDS = (
     "head",
     "loss",
     "mixing",
+    "noise",
     "optimizer",
     "regularizer",
     "reweighting",

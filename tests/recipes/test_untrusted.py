@@ -45,6 +45,7 @@ SEATS = {
     "surgery": lambda config, node: config.update(surgery={"x": node}),
     "backbone": lambda config, node: config.update(backbone=node),
     "head": lambda config, node: config.update(head=node),
+    "noise": lambda config, node: config.update(noise=node),
     "data": lambda config, node: config.update(data=node),
     "nested": lambda config, node: config["data"].update(augment=node),
     "in plain keys": lambda config, node: config["backbone"].update(kwargs={"deep": [{"x": node}]}),
@@ -71,7 +72,7 @@ def test_nothing_of_a_checkpoint_is_run(tmp_path, capsys, attack, seat, name):
     for program in (evaluate, export) if seat == "nested" else (evaluate,):  # both read it with the same function
         assert program(words) == 2
         assert "in the configuration of the checkpoint" in capsys.readouterr().err
-    if not seat.startswith(("data", "nested", "as a number")):
+    if not seat.startswith(("noise", "data", "nested", "as a number")):
         with pytest.raises(
             ConfigError, match="not a part of this library|wrong type|must be|is not a key|defines|there is no"
         ):
