@@ -27,6 +27,7 @@ class FileAugment(RangeChecked):
     """
 
     streams = ("file.crop", "file.flip", "file.colour")
+    lazy = ("_steps",)
 
     def __init__(
         self,

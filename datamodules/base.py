@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from datamodules.class_order import ClassBalancedOrder
+from datamodules.data_key import key_of, settings_of
 from datamodules.loader import Loader, make_loader
 from datamodules.manifest import Parts, combined
 from datamodules.noisy_labels import NoisyLabels
@@ -64,6 +65,8 @@ class ImageData(RangeChecked, NoisyLabels, lightning.LightningDataModule):
 
     channels = 3
     image_size: int
+    augment: Any = None  # what training does to the images
+    leaves_out = False  # whether images that cannot be read are left out of a part
     absent: str | None = None  # why there are no images, where a set was built from its declared facts alone
 
     def __init__(
@@ -169,6 +172,30 @@ class ImageData(RangeChecked, NoisyLabels, lightning.LightningDataModule):
         if not hasattr(self, "_manifest_parts"):
             self._manifest_parts = self.label_entries() | self.fingerprint()
         return self._manifest_parts
+
+    def key(self, part: str) -> str:
+        """sha256 of all that decides what a part gives: images, labels, which samples, and in training how augmented.
+
+        Equal keys are equal pixels at equal ``(Batch.index, Batch.augmentation)``, up to what ``manifest`` can notice.
+
+        Args:
+            part: ``train``, ``train_eval``, ``val`` or ``test``.
+        """
+        index = {"val": self.val_index, "test": self.test_index}.get(part, self.train_index)
+        augmented = part == "train" and self.augment is not None
+        return key_of(
+            {
+                "source": f"{type(self).__module__}.{type(self).__qualname__}",
+                "manifest": self.manifest_parts(),
+                "set": self.set_of(part),
+                "index": index_digest(index),
+                "labels": index_digest(self.labels_of(part)[index]),
+                "classes": self.classes_of(part),
+                "preprocessing": self.preprocessing(),
+                "leaves_out": self.leaves_out,
+                "augment": [self.seed, self.augmentations, settings_of(self.augment)] if augmented else None,
+            }
+        )
 
     def split_record(self) -> dict[str, Any]:
         """Seed, sizes and fingerprints of the parts, as plain data."""

@@ -67,6 +67,7 @@ class ImageFiles(ImageData):
         self.resize_size, self.interpolation = checked_sizes(image_size, resize_size, interpolation)
         self.max_pixels, self.allow_missing_classes, self.augment = max_pixels, allow_missing_classes, augment
         self.on_unreadable, self.max_substituted = on_unreadable, max_substituted
+        self.leaves_out = on_unreadable == "substitute"
         self._tallies: dict[str, Tally] = {}
 
     def source(self, part: str) -> FileSource:

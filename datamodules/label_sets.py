@@ -58,6 +58,12 @@ class LabelSets:
             return self._val_set
         return self.test_labels if part == "test" else self.train_labels
 
+    def set_of(self, part: str) -> str:
+        """The stored set that a part's ``Batch.index`` points into: ``train``, ``val`` or ``test``."""
+        if part == "val":
+            part = "test" if self.select_on == "test_best" else "train" if self.val_labels is None else "val"
+        return "train" if part == "train_eval" else part
+
     @property
     def by_classes(self) -> bool:
         """Whether the test part has other classes than the training part."""
