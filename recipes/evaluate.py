@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ FEATURES = "lightning_modules.heads.embedding.Embedding"
 RETRIEVE = "evaluate its features with evaluator=[retrieval]"
 EMBEDS = "the head of this checkpoint gives an embedding and none; take evaluator=[retrieval]"
 FOLDER = "datamodules.unlabelled.Unlabelled"
+UNUSED = (
+    "it keeps embeddings, which evaluator=[retrieval] and utilization read; not of data that may leave out files "
+    "(data.on_unreadable=substitute)"
+)
 UNLABELLED = ["root", "eval_batch_size", "num_workers", "max_pixels"]  # keys of data that a folder of images takes
 
 
@@ -77,6 +82,7 @@ def evaluate_checkpoint(
     data: Part | None = None,
     output: str | None = None,
     device: str = "auto",
+    cache: str | None = None,
 ) -> dict[str, dict[str, float]]:
     """Rebuild the network of a checkpoint, or take a backbone as it is, and run evaluators on it.
 
@@ -88,6 +94,7 @@ def evaluate_checkpoint(
         data: another data module than the recipe's.
         output: folder for the files evaluators write.
         device: auto, cpu, cuda, ...
+        cache: folder that keeps the embeddings of the data for later evaluations of the same network; None for none.
 
     Returns:
         Metrics of each evaluator; also written to results.json in the output folder, with a report.html.
@@ -96,22 +103,34 @@ def evaluate_checkpoint(
         ConfigError: a checkpoint or data that cannot be used, with the reason, or an evaluator that could not say
             anything; what the others found out is written all the same.
     """
+    from lightning_modules.evaluators.feature_cache import FeatureCache
     from recipes.make import make
 
     with refusing():
-        where = _device(device)
+        where, place = _device(device), _cache_folder(cache)
         runs = {name: make(part, group="evaluator") for name, part in evaluator.items()}
         subject = _subject(checkpoint, backbone, data, data_words, evaluator)
         given = any(word.path == "data.root" for word in split_words(data_words)[0])
         root = subject.data.get("root") if data or given else None
         folder = _new(Path(output) if output else subject.folder / time.strftime("%Y-%m-%d_%H-%M-%S"))
-        sources = {name: _source(run, subject, root, folder) for name, run in runs.items()}
+        kept = FeatureCache(place) if place is not None or len(runs) > 1 else None
+        sources = {name: _source(run, subject, root, folder, kept) for name, run in runs.items()}
         network = subject.network()
         for name, run in runs.items():
             _check(run, subject, network, *sources[name])
         network = network.to(where).eval()
         folder.mkdir(parents=True)
-        return _results(runs, {name: data for name, (data, *_) in sources.items()}, network, folder)
+        results = _results(runs, {name: data for name, (data, *_) in sources.items()}, network, folder)
+    if place is not None and kept is not None and not kept.asked:
+        warnings.warn(f"cache={cache} was not used: {UNUSED}", stacklevel=2)
+    return results
+
+
+def _cache_folder(cache: str | None) -> Path | None:
+    folder = None if cache is None else Path(cache).expanduser()
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError([f"cache={cache} is no folder; name one, or one that does not exist yet"])
+    return folder
 
 
 def _results(runs: dict[str, Any], sources: dict[str, Any], network: Any, folder: Path) -> dict[str, dict[str, float]]:
@@ -212,7 +231,7 @@ def _device(name: str) -> Any:
         raise ConfigError([f"device={name} is not a device; choose auto, cpu, cuda or cuda:NUMBER"]) from error
 
 
-def _source(run: Any, subject: Subject, root: str | None, folder: Path) -> tuple[Any, int, int]:
+def _source(run: Any, subject: Subject, root: str | None, folder: Path, cache: Any = None) -> tuple[Any, int, int]:
     """What an evaluator reads, and channels and size of the images.
 
     Labelled: the test part of the data module. Unlabelled: every image below ``data.root``.
@@ -233,7 +252,7 @@ def _source(run: Any, subject: Subject, root: str | None, folder: Path) -> tuple
         data = EvaluationData(images.dataloader(), classes, paths=images.paths, output=folder)
         return data, 3, subject.preprocessing["image_size"]
     module = make_data(subject.data, subject.seed, subject.noise)
-    return test_data(module, folder), module.channels, module.image_size
+    return test_data(module, folder, cache), module.channels, module.image_size
 
 
 def _check(run: Any, subject: Subject, network: Any, data: Any, channels: int, image_size: int) -> None:
@@ -252,8 +271,9 @@ def _check(run: Any, subject: Subject, network: Any, data: Any, channels: int, i
     check_takes(network, channels, image_size)
 
 
-def test_data(module: Any, folder: Path) -> Any:
-    """The test part of a data module that is set up, as evaluators read it."""
+def test_data(module: Any, folder: Path, cache: Any = None) -> Any:
+    """The test part of a data module that is set up, as evaluators read it; embeddings may be kept in a FeatureCache,
+    unless only reading tells which images there are."""
     from lightning_modules.evaluators.base import EvaluationData
 
     return EvaluationData(
@@ -263,6 +283,8 @@ def test_data(module: Any, folder: Path) -> Any:
         train=module.train_eval_dataloader,
         is_query=module.test_is_query,
         picture=module.test_picture,
+        key=module.key,
+        cache=None if module.leaves_out else cache,
     )
 
 

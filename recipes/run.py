@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from datamodules.base import ImageData
 from datamodules.loader import LoaderDied
 from lightning_modules.evaluators.base import Evaluator, evaluate_all
+from lightning_modules.evaluators.feature_cache import FeatureCache
 from lightning_modules.evaluators.result import Evaluation
 from lightning_modules.surgery.changes import is_module_line
 from lightning_modules.task import Task
@@ -289,7 +290,7 @@ class Run:
         network = self.task.evaluated_network
         load_stored(network, found[0]["network"], found[1])
         network.to(self.trainer.strategy.root_device)  # type: ignore[union-attr, operator]  # fit leaves it on the CPU
-        data = test_data(self.data, directory)
+        data = test_data(self.data, directory, FeatureCache())
         return evaluate_all(self.evaluators, network, data)  # type: ignore[arg-type]
 
     def _results(self, recorder: Recorder, evaluations: dict[str, Evaluation]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 
 from kernels.batch import Batch, Output
 from kernels.ranges import RangeChecked
+from lightning_modules.evaluators.feature_cache import FeatureCache
 from lightning_modules.evaluators.result import Evaluation
 from lightning_modules.network import Network
 
@@ -31,6 +32,9 @@ class EvaluationData:
             every image is both.
         picture: the evaluated image with this ``Batch.index``, ``[H, W, 3]`` uint8.
         brief: only the metrics that select are wanted, as in every validation: no pictures, tables or files.
+        key: name of all that decides a part of the data, ``test`` (``batches``) or ``train_eval`` (``train``); see
+            ``ImageData.key``.
+        cache: where embeddings of these parts are kept, under their keys.
     """
 
     batches: Iterable[Batch]
@@ -41,10 +45,18 @@ class EvaluationData:
     is_query: torch.Tensor | None = None
     picture: Callable[[int], np.ndarray] | None = None
     brief: bool = False
+    key: Callable[[str], str] | None = None
+    cache: FeatureCache | None = None
 
 
 class Measurement:
-    """One evaluation under way: told every batch, then asked what came of it."""
+    """One evaluation under way: told every batch, then asked what came of it.
+
+    Attributes:
+        complete: it knows what it needs already, and no batch is added.
+    """
+
+    complete: bool = False
 
     def add(self, batch: Batch, output: Output) -> None:
         """One batch, where the network is, and what the network gives for it (in eval mode, without gradient)."""
@@ -125,11 +137,12 @@ def evaluate_all(
         for name, evaluator in evaluators.items():
             if (measurement := attempt(name, partial(evaluator.begin, network, data))) is not None:
                 under_way[name] = measurement
-        for batch in data.batches if under_way else ():
+        waiting = {name: measurement for name, measurement in under_way.items() if not measurement.complete}
+        for batch in data.batches if waiting else ():
             batch = placed(batch, network)
             with torch.no_grad():
                 output = network(batch.image)
-                for name, measurement in under_way.items():
+                for name, measurement in waiting.items():
                     attempt(name, partial(measurement.add, batch, output))
         for name, measurement in under_way.items():
             if (evaluation := attempt(name, measurement.result)) is not None:

@@ -179,7 +179,7 @@ class RetrievalEvaluator(Evaluator):
         """
         if self.save and data.output is None:
             raise ValueError("save=true needs a folder to write to: EvaluationData.output")
-        return _Rows(self, data)
+        return _Rows(self, network, data)
 
     def search(self, embeddings: Any, count: int, *, is_query: Any = None, is_gallery: Any = None) -> Neighbours:
         """The ``count`` nearest neighbours of each query, as the metrics see them.
@@ -270,8 +270,8 @@ class RetrievalEvaluator(Evaluator):
 
 
 class _Rows(Embedded):
-    def __init__(self, evaluator: RetrievalEvaluator, data: EvaluationData) -> None:
-        super().__init__()
+    def __init__(self, evaluator: RetrievalEvaluator, network: Network, data: EvaluationData) -> None:
+        super().__init__(network, data)
         self.evaluator, self.data = evaluator, data
 
     def result(self) -> Evaluation:

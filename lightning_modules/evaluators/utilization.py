@@ -46,7 +46,7 @@ class Utilization(Evaluator):
         """
         if data.train is None:
             raise ValueError("utilization compares test images with those of training, and this data has none")
-        return _Near(self, network, data.train)
+        return _Near(self, network, data, data.train)
 
     def mixes(self, examples: Tensor, labels: Tensor) -> Tensor:
         """``[M, E]`` unit embeddings between two classes; fewer where draws fell on one class."""
@@ -61,13 +61,15 @@ class Utilization(Evaluator):
 
 
 class _Near(Embedded):
-    def __init__(self, evaluator: Utilization, network: Network, train: Callable[[], Iterable[Batch]]) -> None:
-        super().__init__()
-        self.evaluator, self.network, self.train = evaluator, network, train
+    def __init__(
+        self, evaluator: Utilization, network: Network, data: EvaluationData, train: Callable[[], Iterable[Batch]]
+    ) -> None:
+        super().__init__(network, data)
+        self.evaluator, self.network, self.data, self.train = evaluator, network, data, train
 
     def result(self) -> Evaluation:
         queries = unit(self.whole()[0])
-        examples, labels, _ = embedded(self.network, self.train())
+        examples, labels, _ = embedded(self.network, self.data, "train_eval", self.train)
         examples = unit(examples)
         mixed = self.evaluator.mixes(examples, labels)
         return Evaluation(

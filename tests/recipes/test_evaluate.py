@@ -134,7 +134,7 @@ def test_class_names_of_the_data_may_have_another_unicode_form(found, monkeypatc
     """A checkpoint of a Linux machine, class folders of a Mac."""
     data = SimpleNamespace(
         setup=lambda: None, classes_of=lambda part: found, test_dataloader=list, train_eval_dataloader=list,
-        test_is_query=None, test_picture=None, channels=3, image_size=8,
+        test_is_query=None, test_picture=None, key=None, leaves_out=False, channels=3, image_size=8,
     )  # fmt: skip
     monkeypatch.setattr("recipes.make.make", lambda *_, **__: data)
     monkeypatch.setattr("recipes.probe.check_takes", lambda *_: None)

@@ -5,6 +5,8 @@ import json
 import pytest
 
 import recipes
+import recipes.evaluate
+from lightning_modules.network import Network
 from recipes.cli import evaluate
 
 TINY = [
@@ -62,6 +64,51 @@ def test_it_is_read_on_a_set_with_other_classes(run, tmp_path):
     assert metrics(tmp_path / "other")["retrieval"]["queries"] == 80
     assert evaluate([*words, "evaluator=[classification]", f"output={tmp_path / 'none'}"]) == 2
     assert not (tmp_path / "none").exists()
+
+
+def test_embeddings_are_kept_for_the_next_command(run, tmp_path, monkeypatch):
+    """Those of the same weights on the same data; other data, and other transforms, are embedded."""
+    built, results = run
+    forward, images = Network.forward, []
+
+    def counting(self, image, *args, **keys):
+        images.append(len(image) if len(image) > 1 else 0)  # one image is a probe
+        return forward(self, image, *args, **keys)
+
+    monkeypatch.setattr(Network, "forward", counting)
+
+    def images_embedded(name, *words):
+        images.clear()
+        command = [f"checkpoint={built.directory}", f"output={tmp_path / name}", "device=cpu", *words]
+        assert evaluate([*command, f"cache={tmp_path / 'kept'}"]) == 0
+        return sum(images)
+
+    both = "evaluator=[retrieval,utilization]"
+    assert images_embedded("first", both) == 60 + 80
+    assert images_embedded("second", both, "data.eval_batch_size=7") == 0
+    assert metrics(tmp_path / "first") == metrics(tmp_path / "second")
+    assert metrics(tmp_path / "first")["retrieval"] == pytest.approx(results["test"])
+    assert images_embedded("third", "evaluator=[retrieval]", "data.limit_test=50") == 50
+    assert images_embedded("fourth", both, "data.limit_train=40") == 40
+    assert images_embedded("fifth", both, "data.augment.flip_prob=0.1") == 0, "which these parts do not show"
+    assert not list((tmp_path / "kept").glob(".*")) and len(list((tmp_path / "kept").iterdir())) == 4
+
+
+def test_a_cache_that_is_of_no_use_is_said(run, tmp_path, capsys):
+    built, _ = run
+    words = [f"checkpoint={built.directory}", f"output={tmp_path / 'out'}", "device=cpu"]
+    with pytest.warns(UserWarning, match="cache=.* was not used: it keeps embeddings"):
+        recipes.evaluate.evaluate_checkpoint(
+            [],
+            evaluator={"embedding": {"_target_": "lightning_modules.evaluators.embedding.EmbeddingEvaluator"}},
+            checkpoint=str(built.directory),
+            output=str(tmp_path / "out"),
+            device="cpu",
+            cache=str(tmp_path / "kept"),
+        )
+    (tmp_path / "file").write_text("")
+    assert evaluate([*words, "evaluator=[retrieval]", f"cache={tmp_path / 'file'}"]) == 2
+    assert "is no folder; name one, or one that does not exist yet" in capsys.readouterr().err
 
 
 def test_a_backbone_as_it_is(tmp_path, capsys):
