@@ -88,8 +88,10 @@ def _words(draw: random.Random, most: int, keys: list[str] = KEYS) -> list[str]:
 
 def configuration(draw: random.Random, folder: Path, run: Path) -> tuple[Program, list[str]]:
     """A line that stops before anything is built."""
-    flag = draw.choice([[], ["-m"], ["--confg"], ["-x"], ["--allow"], ["--allow", "os"], ["--traceback "]])
-    return train, [f"recipe={draw.choice(options('recipe'))}", *_words(draw, 3, SHOWN_KEYS), "--config", *flag]
+    wrong = [["-m"], ["--confg"], ["-x"], ["--allow"], ["--allow", "os"], ["--traceback "]]
+    flag = draw.choice(wrong) if draw.random() < 0.3 else []
+    words = _words(draw, 3, SHOWN_KEYS) if draw.random() < 0.9 else []
+    return train, [f"recipe={draw.choice(options('recipe'))}", *words, "--config", *flag]
 
 
 def _trained(draw: random.Random, folder: Path, run: Path) -> tuple[Program, list[str]]:
