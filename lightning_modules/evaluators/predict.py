@@ -53,9 +53,7 @@ class _Rows(Measurement):
 
     def add(self, batch: Batch, output: Output) -> None:
         values, classes = at_least_float32(output.class_scores).softmax(1).topk(self.top)
-        for index, row_values, row_classes in zip(
-            batch.index.tolist(), values.tolist(), classes.tolist(), strict=True
-        ):
+        for index, row_values, row_classes in zip(batch.index.tolist(), values.tolist(), classes.tolist(), strict=True):
             pairs = zip(row_classes, row_values, strict=True)
             cells = [cell for c, v in pairs for cell in (name_cell(self.classes[c]), f"{v:.6f}")]
             self._writer.writerow([path_cell(self.names[index]), *cells])

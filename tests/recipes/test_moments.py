@@ -67,16 +67,19 @@ def words(tmp_path, monkeypatch):
     (tmp_path / f"{name}_pkg" / "parts.py").write_text(PARTS)
     monkeypatch.syspath_prepend(tmp_path)
     package = f"{name}_pkg"
-    yield package, [
-        *TINY,
-        "backbone=test_efficientnet",
-        "data.limit_train=24",
-        "trainer.max_epochs=2",
-        "evaluator=[]",
-        f"head={package}.parts.Cut",
-        f"regularizer=[{package}.parts.Probe]",
-        f"output={tmp_path}",
-    ]
+    yield (
+        package,
+        [
+            *TINY,
+            "backbone=test_efficientnet",
+            "data.limit_train=24",
+            "trainer.max_epochs=2",
+            "evaluator=[]",
+            f"head={package}.parts.Cut",
+            f"regularizer=[{package}.parts.Probe]",
+            f"output={tmp_path}",
+        ],
+    )
     sys.modules.pop(f"{package}.parts", None)
 
 
