@@ -1,8 +1,8 @@
 """The words of the command line, for all commands: what a word is, and how its value comes into a configuration.
 
 ``key=TEXT`` sets a key, ``+group=NAME`` appends, ``~key`` removes. A word ends where the shell ends it: everything
-behind the first ``=`` is the text, and ``values.read_value`` reads it by the type of the key, which is that of the part
-that is in force in the end. A key is said once.
+behind the first ``=`` is the text, never an empty one, and ``values.read_value`` reads it by the type of the key, which
+is that of the part that is in force in the end. A key is said once.
 """
 
 from __future__ import annotations
@@ -57,11 +57,13 @@ def parse(typed: str) -> Word:
     """Split one word.
 
     Raises:
-        ValueError: it has not the form of a word.
+        ValueError: it has not the form of a word, or no value.
     """
     found = _FORM.fullmatch(typed)
     if not found or (found[3] is None and found[1] != "~"):
         raise ValueError(f"cannot read {typed[:200]!r}: {SPELLINGS}")
+    if found[3] == "" and found[1] != "~":  # most often a variable of the shell that is not set
+        raise ValueError(f"{typed[:200]!r} says no value: write {found[2]}=VALUE, or leave the word out")
     if found[2].count(".") >= MAX_DEPTH:
         raise ValueError(f"{typed[:200]!r}: a key has at most {MAX_DEPTH} names")
     return Word(typed, found[1] or "", found[2], found[3] or "")

@@ -203,6 +203,17 @@ def test_the_advice_is_a_word_that_works():
         assert compose_config([word])["backbone"]["kwargs"]["x"] == value
 
 
+def test_a_word_says_a_value(run_directory):
+    """``data.root=$FOLDER`` of a variable that is not set is no word for the folder one stands in."""
+    for empty in ("data.root=", "output=", "seed=", "backbone=", "+mixing="):
+        message = f"{empty!r} says no value: write {empty.strip('+')}VALUE, or leave the word out"
+        assert message in problems(compose_config, [*FOLDER, empty])
+    assert "'resume=' says no value" in problems(resume, ["resume="])
+    assert "'data.root=' says no value" in problems(resume, [f"resume={run_directory}", "data.root="])
+    assert "'checkpoint=' says no value" in problems(configure, ["checkpoint="])
+    assert "'data.root=' says no value" in problems(configure, ["checkpoint=a", "data.root="])
+
+
 def test_messages_of_the_other_commands(run_directory):
     grocery = compose_config(["recipe=grocery_baseline"])["data"]
     assert "write data.KEY=VALUE" in problems(change_data, grocery, ["~data.limit_test"])
@@ -224,7 +235,7 @@ def test_messages_of_the_other_commands(run_directory):
     [
         ("a,b", ["a", "b"]), ("a, b", ["a", "b"]), ("a b", ["a b"]), (r"a\,b,c", ["a,b", "c"]),
         ("[1,2],[3]", ["[1,2]", "[3]"]), ("[x", ["[x"]),
-        ("'a,b',c", ["'a,b'", "c"]), ("it's,don't", ["it's", "don't"]), ("range(1,4)", ["1", "2", "3"]), ("", [""]),
+        ("'a,b',c", ["'a,b'", "c"]), ("it's,don't", ["it's", "don't"]), ("range(1,4)", ["1", "2", "3"]),
         ("choice(a,b)", ["a", "b"]), ("photos (1),photos (2)", ["photos (1)", "photos (2)"]),
         ("{a:1,b:2}", ["{a:1,b:2}"]),
     ],
