@@ -121,7 +121,10 @@ class Overrides:
             self.problems.append(f"{group}=null: every run has a {group}; replace it with {group}=NAME")
         else:
             names = value if isinstance(value, list) else [value if isinstance(value, str) else word.text.strip()]
-            return [] if value is None else names
+            again = next((name for name in names if names.count(name) > 1), None)
+            if again is None:
+                return [] if value is None else names
+            self.problems.append(f"{word.shown} names {again} twice; write it once")
         return None
 
     def _choose(self, group: str, names: list[str], before: list[str], word: Word) -> None:

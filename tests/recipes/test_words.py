@@ -125,6 +125,8 @@ def test_the_type_is_that_of_the_part_that_is_in_force():
         (["seed=1", "++seed=2"], "'seed=1' and '++seed=2' both say what seed is"),
         (["recipe=cifar_saf", "recipe=cifar_mesa"], "both say what recipe is"),
         (["head=linear", "head=cosine"], "both say what head is"),
+        (["regularizer=[saf,mesa,saf]"], "'regularizer=[saf,mesa,saf]' names saf twice; write it once"),
+        (["+evaluator=[retrieval,retrieval]"], "names retrieval twice; write it once"),
         (["mixing=cutmix", "~mixing"], "both say what mixing is"),
         (["regularizer=mesa", "~regularizer"], "both say what regularizer is"),
         (["~schedule.milestones", "schedule.milestones=[0.5]"], "both say what schedule.milestones is"),
