@@ -140,12 +140,12 @@ def write_traceback(directory: Path, error: BaseException) -> None:
 
 
 def _answer_of_the_system(error: BaseException) -> str | None:
-    """A full disk, no more processes and the like: an ``OSError``, or a ``RuntimeError`` of torch that cites one."""
+    """A full disk, no more processes and the like: an ``OSError``, or what torch or safetensors say of one."""
     if isinstance(error, OSError):
         names = [_short(repr(name)) for name in (error.filename, error.filename2) if name is not None]
         said = f"{error.strerror}{': ' if names else ''}{' -> '.join(names)}" if error.strerror else first_line(error)
         return "; ".join([said, *([_HELP[error.errno]] if error.errno in _HELP else [])])
-    if isinstance(error, RuntimeError):
+    if isinstance(error, RuntimeError) or type(error).__name__ == "SafetensorError":  # which derives from no other
         cited = next((number for number in _HELP if os.strerror(number) in str(error)), None)
         if cited is None and "can't start new thread" in str(error):
             cited = errno.EAGAIN

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from tiny import TINY, but
 
 import recipes
@@ -63,6 +64,12 @@ def test_only_our_own_raise_statements_explain_themselves():
             r"error: .{300,400}5002 characters.; choose.*",
         ),
         (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), 2, "error: Resource temp.*fewer data.num_workers.*"),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            2,
+            "error: Error while serializing: I/O error: No space left on device .*; free some space, or choose.*",
+        ),
+        (SafetensorError("other"), 1, "internal error: SafetensorError: other.*"),
         (RuntimeError("can't start new thread"), 2, "error: can't start new thread; there may be no more processes.*"),
         (
             RuntimeError("unable to mmap: Too many open files (24)"),
