@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recipes.catalogue import LIST_GROUPS, groups, header, options
+from recipes.catalogue import groups, header, holds_several, options
 
 EXAMPLES = {
     "train.py": """usage: python train.py [recipe=NAME] [key=value ...] [-m]
@@ -49,8 +49,7 @@ def _recipes() -> str:
 def _groups() -> str:
     lines = []
     for group in groups():
-        if group != "recipe":
-            several = " (several: [A,B])" if group in LIST_GROUPS else ""
-            more = ", any timm model name" if group == "backbone" else ""
-            lines.append(f"  {group + several:<28} {', '.join(options(group))}{more}")
+        several = " (several: [A,B])" if holds_several(group) else ""
+        more = ", any timm model name" if group == "backbone" else ""
+        lines.append(f"  {group + several:<28} {', '.join(options(group)) or 'none yet'}{more}")
     return "\n".join(["parts:", *lines])

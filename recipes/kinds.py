@@ -4,40 +4,29 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import cache
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
-#: Dotted path of the class that every part of a group is an instance of.
-KINDS = {
-    "data": "datamodules.base.ImageData",
-    "noise": "datamodules.label_noise.LabelNoise",
-    "backbone": "lightning_modules.backbones.timm_backbone.Backbone",
-    "head": "lightning_modules.heads.base.Head",
-    "task": "lightning_modules.task.Task",
-    "loss": "lightning_modules.part.Loss",
-    "optimizer": "torch.optim.Optimizer",
-    "schedule": "timm.scheduler.scheduler.Scheduler",
-    "trainer": "lightning.pytorch.Trainer",
-    "surgery": "lightning_modules.surgery.base.Surgery",
-    "mixing": "lightning_modules.part.Mixing",
-    "attack": "lightning_modules.part.Attack",
-    "reweighting": "lightning_modules.part.Reweighting",
-    "gradient": "lightning_modules.gradients.base.Gradient",
-    "regularizer": "lightning_modules.part.Regularizer",
-    "validation": "lightning_modules.evaluators.base.Evaluator",
-    "evaluator": "lightning_modules.evaluators.base.Evaluator",
-    "callback": "lightning.pytorch.Callback",
-}
+from recipes.catalogue import group_of
+
 Kinds = tuple[type, ...]
 
 
-@cache
 def kinds_of(group: str) -> Kinds:
-    """The class of a config group, as a tuple of one."""
-    module, _, name = KINDS[group].rpartition(".")
-    return (getattr(import_module(module), name),)
+    """The class of a config group, as a tuple of one.
+
+    Raises:
+        ValueError: its declaration names none.
+    """
+    module, _, name = group_of(group).kind.rpartition(".")
+    try:
+        kind = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"configs/group/{group}.yaml: there is no {module}.{name} ({error})") from error
+    if not isinstance(kind, type):
+        raise ValueError(f"configs/group/{group}.yaml: {module}.{name} is no class")
+    return (kind,)
 
 
 def nested_kinds(owner: Callable[..., Any], key: str) -> Kinds:

@@ -31,6 +31,12 @@ class PlainLoader(_Base):
         return super().construct_mapping(node, deep)
 
 
+#: Numbers such as 1e-4, which YAML 1.1 takes for text, as every tool for configurations reads them.
+PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def read_yaml(text: Any) -> Any:
     """Plain data from YAML text: dicts, lists, text, numbers, booleans and null.
 

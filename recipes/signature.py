@@ -15,19 +15,11 @@ from typing import Any
 
 from recipes.allow import is_allowed
 from recipes.annotation import range_of, without_ranges
+from recipes.catalogue import group_of, groups, holds_several, is_group
 from recipes.source import ROOMS, ROOT, import_source, source_file, tree_of
 
 TARGET = "_target_"
-#: Where the targets of a group lie when that is no folder of its own in lightning_modules/.
-PLACES = {
-    "data": "datamodules.",
-    "noise": "datamodules.",
-    "optimizer": "lightning_modules.optimization.",
-    "schedule": "lightning_modules.optimization.",
-    "validation": "lightning_modules.evaluators.",
-    "trainer": "recipes.trainer.create_trainer",
-}
-ANYWHERE = ("datamodules.", "lightning_modules.", PLACES["trainer"])
+ANYWHERE = ("datamodules.", "lightning_modules.", "recipes.trainer.create_trainer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +43,8 @@ def place_of(group: str) -> str:
     """What the targets of a config group start with: its folder, so that no group reaches into another's."""
     names = (group, f"{group}s", f"{group}es")
     folders = [f"lightning_modules.{name}." for name in names if (ROOT / "lightning_modules" / name).is_dir()]
-    return PLACES.get(group) or (folders[0] if folders else "lightning_modules.")
+    declared = group_of(group).place if is_group(group) else None
+    return declared or (folders[0] if folders else "lightning_modules.")
 
 
 def place_inside(target: str) -> str:
@@ -101,6 +94,16 @@ def signature(target: str) -> dict[str, Key]:
         raise UnknownTarget(f"{target!r} is not a part of this library; targets start with {', '.join(ROOMS)}")
     module, _, name = target.rpartition(".")
     return _keys_of(module, name, target)
+
+
+def root_signature(target: str) -> dict[str, Key]:
+    """Keys of a root: those of its function, and where recipes are composed, every other config group."""
+    keys = signature(target)
+    if "recipe" in keys:
+        one, several = (ast.parse(text, mode="eval").body for text in ("Part | None", "dict[str, Part] | None"))
+        others = {name: several if holds_several(name) else one for name in groups() if name not in keys}
+        keys = keys | {name: Key(annotation, annotation, required=False) for name, annotation in others.items()}
+    return keys
 
 
 def _is_readable(target: str) -> bool:

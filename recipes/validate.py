@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from recipes.annotation import allowed
-from recipes.catalogue import LIST_GROUPS
+from recipes.catalogue import groups, holds_several
 from recipes.signature import (
     TARGET,
     Key,
@@ -17,6 +17,7 @@ from recipes.signature import (
     matches,
     place_inside,
     place_of,
+    root_signature,
     signature,
 )
 
@@ -42,7 +43,7 @@ def problems_of(node: dict[str, Any], target: str, path: str = "") -> list[str]:
         path: dotted path of the node, for messages; empty for a root, which names no target of its own.
     """
     try:
-        keys = signature(target)
+        keys = signature(target) if path else root_signature(target)
     except UnknownTarget as error:
         return [f"{path or 'config'}: {error}"]
     unknown = [str(name) for name in node if name not in keys and not (name == TARGET and path)]
@@ -83,7 +84,7 @@ def part_problems(node: Any, path: str, *places: str) -> list[str]:
 
 def part_name_problems(config: dict[str, Any]) -> list[str]:
     """Names of parts become tags, keys of results and module names: letters, digits and underscores."""
-    held = {group: config.get(group) for group in LIST_GROUPS}
+    held = {group: config.get(group) for group in groups() if holds_several(group)}
     names = [(group, name) for group, parts in held.items() if isinstance(parts, dict) for name in parts]
     return [
         f"{group}.{name!s:.80}: the name of a part is letters, digits and _, at most 64, and starts with a letter"
@@ -94,7 +95,7 @@ def part_name_problems(config: dict[str, Any]) -> list[str]:
 
 def group_problems(group: str, value: Any) -> list[str]:
     """``part_problems`` of a config group: of its part, or of every part in it."""
-    if group not in LIST_GROUPS:
+    if not holds_several(group):
         return part_problems(value, group, place_of(group))
     if not isinstance(value, dict | None):
         return [f"{group} must hold parts by name, got {value!r}"]

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.catalogue import LIST_GROUPS
+from recipes.catalogue import holds_several
+from recipes.layers import merged
 from recipes.plain import MAX_DEPTH
-from recipes.signature import TARGET, Key, UnknownTarget, is_part, signature
+from recipes.signature import TARGET, Key, UnknownTarget, is_part, root_signature, signature
 from recipes.validate import ConfigError
 from recipes.values import ANY, SeveralValues, item_kind, kinds_of, read_value
 
@@ -79,7 +80,7 @@ def split_words(words: Iterable[str]) -> tuple[list[Word], list[str]]:
         except ValueError as error:
             problems.append(str(error))
             continue
-        appends = word.sign == "+" and word.path in LIST_GROUPS
+        appends = word.sign == "+" and holds_several(word.path)
         if not appends and word.path in first:
             problems.append(_said_twice(first[word.path], word))
             continue
@@ -134,7 +135,7 @@ def set_words(config: dict[str, Any], words: Sequence[Word], target: str) -> dic
 def annotation_at(config: dict[str, Any], path: str, target: str) -> ast.expr:
     """The annotation of a key, in the signatures of the parts that the configuration names on the way to it."""
     annotation, node = ANY, config
-    keys: dict[str, Key] | None = _keys(target)
+    keys: dict[str, Key] | None = root_signature(target)
     for name in path.split("."):
         if name == TARGET:
             return ast.Name("str")
@@ -159,13 +160,7 @@ def _set(config: dict[str, Any], word: Word, value: Any) -> None:
         node = node[name]
         if not isinstance(node, dict):
             raise ValueError(f"{'.'.join(names[:depth])} is {node!r:.80}, which has no keys; see --config")
-    node[names[-1]] = _merged(node.get(names[-1]), value)
-
-
-def _merged(old: Any, new: Any) -> Any:
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return new
-    return old | {key: _merged(old.get(key), value) for key, value in new.items()}
+    node[names[-1]] = merged(node.get(names[-1]), value)
 
 
 def _covers(path: str, value: Any, other: Word) -> bool:

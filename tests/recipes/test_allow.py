@@ -12,8 +12,8 @@ from recipes.allow import allow_words, allowed, allowing, take_allow
 from recipes.checkpoint import save_checkpoint
 from recipes.cli import evaluate, export, train
 from recipes.compose import compose_config
+from recipes.layers import key_of
 from recipes.make import build_network, make, maker
-from recipes.overrides import key_of
 from recipes.signature import ROOT
 from recipes.validate import ConfigError
 

@@ -15,7 +15,6 @@ from recipes.cli import evaluate, export
 from recipes.compose import compose_config, to_yaml
 from recipes.directory import read_status
 from recipes.plain import MAX_CHARACTERS, brackets_open, read_yaml, value_problems
-from recipes.recipe_file import read_recipe
 from recipes.report.run_files import read_run
 from recipes.stored import stored_config, without_download
 from recipes.sweep import expand
@@ -34,8 +33,7 @@ def write_recipe(tmp_path, monkeypatch):
     """Writes a recipe file into a copy of configs/."""
     configs = tmp_path / "configs"
     shutil.copytree(recipes.catalogue.CONFIGS, configs)
-    for module in (recipes.catalogue, recipes.compose, recipes.overrides, recipes.recipe_file):
-        monkeypatch.setattr(module, "CONFIGS", configs)
+    monkeypatch.setattr(recipes.catalogue, "CONFIGS", configs)
     return lambda name, text: (configs / "recipe" / f"{name}.yaml").write_text(text)
 
 
@@ -60,8 +58,8 @@ def problems(function, *arguments):
         (HEAD + "  - override /hydra/launcher: basic", "'override /hydra/launcher' is not 'override /GROUP'"),
         (HEAD + "  - override /hydra/sweeper: basic", "'override /hydra/sweeper' is not 'override /GROUP'"),
         (HEAD + "  - /../../../tmp/other", "'/../../../tmp/other' is no recipe; recipes are"),
-        (HEAD + "  - override /data: ../../other", "data='../../other' is not known; allowed: cars, cifar10"),
-        (HEAD + "  - override /data: ${oc.env:HOME}", "is not known; allowed: cars, cifar10"),
+        (HEAD + "  - override /data: ../../other", "data=../../other is not known. Allowed: cars, cifar10"),
+        (HEAD + "  - override /data: ${oc.env:HOME}", "is not known. Allowed: cars, cifar10"),
         (HEAD + "  - override /regularizer@hydra.callbacks: saf", "is not 'override /GROUP'"),
         (HEAD + "output: /home/victim", "output (where runs are left) is not part of a recipe"),
         (HEAD + "name: ../../x", "name (the name of a run) is not part of a recipe"),
@@ -91,7 +89,7 @@ def test_recipe_files_are_plain(write_recipe, monkeypatch, text, message):
 def test_a_recipe_is_checked_with_those_it_builds_on(write_recipe):
     write_recipe("base", HEAD + "data:\n  root: ${oc.env:HOME}")
     write_recipe("child", "# @package _global_\ndefaults: [base]")
-    assert "recipe base: data.root" in problems(read_recipe, "child")
+    assert "recipe base: data.root" in problems(compose_config, ["recipe=child"])
 
 
 def test_plain_interpolation_is_resolved_before_it_is_saved(write_recipe):

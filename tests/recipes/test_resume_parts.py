@@ -7,7 +7,7 @@ import yaml
 from tiny import TINY, but
 
 import recipes
-from recipes.catalogue import CONFIGS, LIST_GROUPS, header, options
+from recipes.catalogue import CONFIGS, header, holds_several, options
 from recipes.checkpoint import CheckpointStore
 from recipes.compose import compose_config
 from recipes.make import make
@@ -40,10 +40,10 @@ EARLY = {"start_epoch": 0, "lag": 1}
 def words_of(kind, name):
     """The command line that puts a part into the plainest recipe."""
     node = yaml.safe_load((CONFIGS / kind / f"{name}.yaml").read_text(encoding="utf-8"))
-    path = f"{kind}.{name}" if kind in LIST_GROUPS else kind
+    path = f"{kind}.{name}" if holds_several(kind) else kind
     own = node if "_target_" in node else node[name]
     early = [f"{path}.{key}={value}" for key, value in EARLY.items() if key in own]
-    chosen = f"{kind}=[{name}]" if kind in LIST_GROUPS else f"{kind}={name}"
+    chosen = f"{kind}=[{name}]" if holds_several(kind) else f"{kind}={name}"
     return [SMALL["backbone"], chosen, *early, *_companions(kind, name, own)]
 
 
