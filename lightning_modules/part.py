@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -132,6 +133,9 @@ class Part(RangeChecked, nn.Module):
         """What the part did over the whole run, for results.json."""
         return {}
 
+    def files(self, folder: Path) -> None:
+        """Write what is too large for a report into an empty folder, once training is done."""
+
     def acted(self) -> bool:
         """Whether the part ever had an effect in this run; one that never did ends the run with an error."""
         return True
@@ -166,8 +170,8 @@ class Loss(Part):
         raise NotImplementedError(f"{type(self).__name__} must define forward(outputs, batch, step)")
 
 
-class Regularizer(Part):
-    """``(outputs, batch, step) -> [B] or scalar``, already weighted; None while it is off, which costs nothing.
+class Reader(Part):
+    """A part that reads one view.
 
     Args:
         view: the view it reads; None for the prediction of the loss.
@@ -181,6 +185,10 @@ class Regularizer(Part):
     @property
     def views(self) -> tuple[str, ...]:  # type: ignore[override]
         return (self.view,)
+
+
+class Regularizer(Reader):
+    """``(outputs, batch, step) -> [B] or scalar``, already weighted; None while it is off, which costs nothing."""
 
     def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> Tensor | None:
         raise NotImplementedError(f"{type(self).__name__} must define forward(outputs, batch, step)")

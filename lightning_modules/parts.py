@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from lightning_modules.part import (
     Loss,
     Mixing,
     Part,
+    Reader,
     Regularizer,
     Reweighting,
     TrainingData,
@@ -38,9 +40,11 @@ class Parts(nn.Module):
         head: of the network, which keeps owning its weights; here it takes part in set-up, commits and checks.
         networks: further networks by name, for views such as ``peer/main``. They are trained with the main one, but for
             a ``Frozen`` one.
+        others: parts without a seat in the step, by the name a user knows them by (``diagnostics/forgetting``); they
+            take part in every moment.
 
     Raises:
-        ValueError: two parts that cannot work together, with the reason.
+        ValueError: two parts that cannot work together, with the reason, or another one that is no part.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Parts(nn.Module):
         gradient: Gradient | None = None,
         head: Part | None = None,
         networks: Mapping[str, nn.Module] | None = None,
+        others: Mapping[str, Part] | None = None,
     ) -> None:
         super().__init__()
         self._head = [head] if head is not None else []  # in a list, so that it is not registered a second time
@@ -63,8 +68,9 @@ class Parts(nn.Module):
         self.gradient = gradient or Sum()
         self.networks = nn.ModuleDict(dict(networks or {}))
         self.trained = [module for module in self.networks.values() if not isinstance(module, Frozen)]
-        for part in (regularizers or {}).values():
-            if part.follows_prediction:
+        self.others = nn.ModuleDict(_parts(others or {}))
+        for _, part in self.named():
+            if isinstance(part, Reader) and part.follows_prediction:
                 part.view = loss.prediction
         check_composition(list(self.named()), list(self.networks))
         self._writers, self._beginners = self._that("commit"), self._that("begin")
@@ -91,6 +97,7 @@ class Parts(nn.Module):
                 yield kind, part
         for name, part in self.regularizers.items():
             yield name, part  # type: ignore[misc]
+        yield from self.others.items()  # type: ignore[misc]
         for part in self._head:
             yield "head", part
 
@@ -134,6 +141,23 @@ class Parts(nn.Module):
         """What each part did over the run, where it has something to say."""
         return {name: report for name, part in self.named() if (report := part.report())}
 
+    def files(self, folder: Path) -> None:
+        """Let every part that has files write them, into a folder of its own."""
+        for name, part in self.named():
+            if type(part).files is not Part.files:
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                part.files(folder / name)
+
     def idle(self) -> list[str]:
         """Names of parts that never acted."""
         return [name for name, part in self.named() if not part.acted()]
+
+
+def _parts(others: Mapping[str, Part]) -> dict[str, Part]:
+    wrong = {name: type(part).__name__ for name, part in others.items() if not isinstance(part, Part)}
+    if wrong:
+        raise ValueError(
+            "; ".join(f"{name}: a {kind} takes part in nothing" for name, kind in wrong.items())
+            + "; let the kind of its group derive from lightning_modules.part.Part, whose moments are called"
+        )
+    return dict(others)

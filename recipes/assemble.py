@@ -14,6 +14,7 @@ from lightning_modules.network import Network
 from lightning_modules.part import Context, Loss
 from lightning_modules.parts import Parts
 from recipes.boundary import refusing
+from recipes.catalogue import holds_several
 from recipes.fits import check_fit
 from recipes.make import build_network, make, make_data, maker, without_pretrained
 from recipes.probe import check_takes
@@ -56,6 +57,7 @@ def assemble(
     max_time: Annotated[int, "x > 0"] | Annotated[float, "x > 0"] | str | None = None,
     save_every: Annotated[int, "x >= 1"] | None = None,
     stop_after: Annotated[int, "x >= 1"] | None = None,
+    **others: dict[str, Any] | None,
 ) -> Run:
     """Build everything a run needs; nothing is written to disk yet.
 
@@ -78,11 +80,15 @@ def assemble(
         save_every: updates between two checkpoints inside an epoch; None saves at the end of each epoch only. A signal
             saves at any time.
         stop_after: save and end (exit code 75) after so many updates of the run.
+        others: a part, or several by name, of each further group in configs/group/.
 
     Raises:
         ConfigError: values or combinations of parts that cannot work, with the reason.
     """
-    config = {key: value for key, value in locals().items() if key not in ("command", "resume", "needs_images")}
+    config = dict(locals())
+    for given in ("command", "resume", "needs_images", "others"):
+        del config[given]
+    config |= others
     with refusing():
         seconds(max_time)
         seed_everything(seed, workers=True, verbose=False)
@@ -94,7 +100,7 @@ def assemble(
         network, report = build_network(body, surgery or {}, head, data_module.num_classes)
         seats = {"mixing": mixing, "attack": attack}
         seats |= {"reweighting": reweighting, "gradient": gradient}
-        parts = _parts(network, loss, regularizer or {}, seats)
+        parts = _parts(network, loss, regularizer or {}, seats, others)
         check_takes(network, data_module.channels, data_module.image_size, parts.maps)
         context = Context(
             num_classes=data_module.num_classes,
@@ -138,7 +144,18 @@ def _check_processes(world: int, data: ImageData, loss: Loss) -> None:
         )
 
 
-def _parts(network: Network, loss: Part, regularizer: dict[str, Part], seats: dict[str, Part | None]) -> Parts:
+def _parts(
+    network: Network,
+    loss: Part,
+    regularizer: dict[str, Part],
+    seats: dict[str, Part | None],
+    others: dict[str, dict[str, Any] | None],
+) -> Parts:
     built = {key: make(part, group="regularizer") for key, part in regularizer.items()}
     chosen = {name: make(seat, group=name) for name, seat in seats.items() if seat}
-    return Parts(make(loss, group="loss"), built, **chosen, head=network.head)
+    beside = dict[str, Any]()
+    for group, node in others.items():
+        several = holds_several(group)
+        named = {f"{group}/{name}": part for name, part in (node or {}).items()} if several else {group: node}
+        beside |= {name: make(part, group=group) for name, part in named.items() if part}
+    return Parts(make(loss, group="loss"), built, **chosen, head=network.head, others=beside)

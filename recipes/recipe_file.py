@@ -5,6 +5,7 @@ A recipe is a name under configs/recipe/, or the path of a file of the user's ow
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,8 @@ def lay_recipe(recipe: str, layers: Layers) -> None:
 
 
 def _problem_of_path(recipe: str) -> list[str]:
-    path, name = Path(recipe), name_of(recipe)
-    if not is_path(recipe) or path.resolve().parent == _shipped("x").resolve().parent:
+    path, name = _file(recipe), name_of(recipe)
+    if not is_path(recipe) or path.resolve().parent == _file("shipped").resolve().parent:
         return []
     if not path.is_file():
         return [f"recipe={recipe}: there is no such file; without .yaml it is the name of a recipe, see --help"]
@@ -68,7 +69,7 @@ def _lay(recipe: str, chain: tuple[str, ...], layers: Layers) -> list[str]:
     name = name_of(recipe)
     if name in chain:
         return [f"recipe {chain[0]} builds on itself: {' -> '.join((*chain, name))}"]
-    keys, problems = _read(Path(recipe) if is_path(recipe) else _shipped(recipe))
+    keys, problems = _read(_file(recipe))
     for entry in keys.pop("defaults", None) or []:
         if isinstance(entry, str):
             problems += _lay(entry, (*chain, name), layers)
@@ -88,8 +89,8 @@ def _stray(group: str, key: str) -> str:
     return f"{group}.{key} is set, and no such part is chosen; choose it in defaults with '{how}', or leave it out"
 
 
-def _shipped(recipe: str) -> Path:
-    return catalogue.CONFIGS / "recipe" / f"{recipe}.yaml"
+def _file(recipe: str) -> Path:
+    return Path(os.path.expanduser(recipe)) if is_path(recipe) else catalogue.CONFIGS / "recipe" / f"{recipe}.yaml"
 
 
 def _as_choice(group: str, choice: Any) -> Choice:

@@ -177,6 +177,7 @@ class Run:
         results = self._results(recorder, evaluations)
         results |= {"evaluation_failed": {name: _told(error) for name, error in failed.items()}} if failed else {}
         write_json(directory / "results.json", results)
+        self.task.parts.files(directory / "parts")
         from recipes.report.page import write_report
 
         report = write_report(directory, evaluations)

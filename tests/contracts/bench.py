@@ -25,7 +25,7 @@ from recipes.make import make
 
 #: Folders of configs/ that hold no part; tests of their own cover them. Every other folder needs a contract.
 NO_PARTS = {
-    "backbone", "callback", "data", "noise", "optimizer", "recipe", "schedule", "surgery", "task", "trainer"
+    "group", "backbone", "callback", "data", "noise", "optimizer", "recipe", "schedule", "surgery", "task", "trainer"
 }  # fmt: skip
 #: What a kind is, for parts that take a seat in a training step.
 TRAINED = {

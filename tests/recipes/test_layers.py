@@ -1,4 +1,4 @@
-"""Recipes in layers: what a child inherits, and what goes with a part that it swaps; the same as on the command line."""
+"""Recipes in layers: what a child inherits, and what goes with a part that it swaps, as on the command line."""
 
 import pytest
 
