@@ -102,7 +102,7 @@ def _trained(draw: random.Random, folder: Path, run: Path) -> tuple[Program, lis
 
 def _mixed(draw: random.Random, folder: Path, run: Path) -> tuple[Program, list[str]]:
     """Parts that were never tried together."""
-    chosen = [group for group in groups() if group not in ("recipe", "data", "trainer", "backbone")]
+    chosen = [group for group in groups() if options(group) and group not in ("data", "trainer", "backbone")]
     words = [f"{group}={draw.choice(options(group))}" for group in draw.sample(chosen, draw.randint(1, 3))]
     if draw.random() < 0.5:
         words.append(f"backbone={draw.choice(BACKBONES)}")

@@ -9,6 +9,7 @@ EXAMPLES = {
 
   python train.py                                     trains recipe=grocery_saf on the embedded photographs
   python train.py recipe=cifar_saf data.root=FOLDER   another recipe, another place for its data
+  python train.py recipe=PATH/TO/mine.yaml            a recipe of your own
   python train.py backbone=resnet50 head=cosine optimizer=adamp     swap parts; backbone takes any timm name
   python train.py +regularizer=mesa                   append to the recipe's parts; ~mixing removes
   python train.py trainer.max_epochs=10 seed=1 name=trial
