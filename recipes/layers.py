@@ -8,7 +8,7 @@ part stays.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lightning_modules.names import unknown_name
@@ -36,9 +36,10 @@ class Layers:
         """Choose another part, or other parts, for a group."""
         held = self.settings.get(group)
         if isinstance(choice, list):
-            names = [key_of(name) for name in choice]
+            gone = {key_of(name) for name in self.choices[group] or [] if name not in choice}
+            stay = {key_of(name) for name in choice} - gone
             if isinstance(held, dict):
-                self.settings[group] = {name: keys for name, keys in held.items() if name in names}
+                self.settings[group] = {name: keys for name, keys in held.items() if name in stay}
         elif choice != self.choices[group] and not (choice and group_of(group).keeps_settings):
             self.settings.pop(group, None)
         self.choices[group] = choice
@@ -82,6 +83,16 @@ def choice_problem(group: str, name: str) -> str | None:
     choices = {*options(group), *(backbone_names() if group == "backbone" else ())}
     foreign = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\.[A-Z]\w*", name)
     return unknown_name(group, name, choices) + (outside_hint(name) if foreign else "")
+
+
+def choice_problems(group: str, names: Sequence[str], beside: Sequence[str] = ()) -> list[str]:
+    """Why names are no choices for a group, or not together, or not beside those that are there."""
+    keys = [key_of(name) for name in dict.fromkeys([*beside, *names])]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    return [
+        *(problem for name in names if (problem := choice_problem(group, name))),
+        *(f"{group}: two parts are called {key}; choose one of them, or rename your class" for key in twice),
+    ]
 
 
 def key_of(name: str) -> str:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from recipes import catalogue
-from recipes.catalogue import Choice, group_of, groups, holds_several, options
-from recipes.layers import Layers, choice_problem
+from recipes.catalogue import Choice, group_of, groups, holds_several, is_backbone, options
+from recipes.layers import Layers, choice_problem, choice_problems
 from recipes.plain import read_yaml
 from recipes.recipe_file import is_path, lay_recipe, name_of
 from recipes.validate import ConfigError
@@ -109,12 +109,13 @@ class Overrides:
                 f"{group}={names[0] if names else 'NAME'}"
             )
             return
-        problems = [problem for name in names if (problem := choice_problem(group, name))]
+        beside = current if word.sign == "+" and isinstance(current, list) else []
+        problems = choice_problems(group, names, beside)
         hint = f"; to remove it write ~{group}" if self._may_be_empty(group) else ""
         self.problems += [problem if "--allow" in problem else problem + hint for problem in problems]
         if problems:
             return
-        if group == "backbone" and names[0] not in options("backbone"):
+        if group == "backbone" and names and names[0] not in options("backbone") and is_backbone(names[0]):
             self.values.append(Word(word.typed, "", "backbone.name", names[0]))  # so that it is not said twice
         if not holds_several(group):
             self.layers.choose(group, names[0] if names else None)

@@ -12,7 +12,7 @@ from typing import Any
 
 from recipes import catalogue
 from recipes.catalogue import Choice, groups, holds_several, options
-from recipes.layers import Layers, choice_problem
+from recipes.layers import Layers, choice_problems
 from recipes.plain import OWN_INTERPOLATION, read_yaml, value_problems
 from recipes.validate import ConfigError, part_name_problems
 
@@ -142,8 +142,8 @@ def _problems_of_entry(entry: Any) -> list[str]:
     if choice is None and not catalogue.may_be_empty(group):
         return [f"defaults: every run has a {group}; write override /{group}: NAME"]
     names = choice if isinstance(choice, list) else [] if choice is None else [choice]
-    problems = (choice_problem(group, name) if isinstance(name, str) else f"{name!r:.80} is no name" for name in names)
-    return [f"defaults: {problem}" for problem in problems if problem]
+    problems = [f"{name!r:.80} is no name" for name in names if not isinstance(name, str)]
+    return [f"defaults: {problem}" for problem in problems or choice_problems(group, names)]
 
 
 def _group_of(key: Any) -> str:

@@ -5,6 +5,7 @@ import yaml
 from tiny import TINY
 
 import recipes
+from recipes.allow import allowing
 from recipes.catalogue import CONFIGS
 from recipes.cli import train
 from recipes.compose import compose_config
@@ -28,6 +29,7 @@ regularizer:
   saf: {{lag: 1, start_epoch: 0}}
   smooth: {{weight: 1e-2}}
 """
+EVALUATE = "recipes.evaluate.evaluate_checkpoint"
 PARTS = '''
 from lightning_modules.losses.cross_entropy import CrossEntropy
 from lightning_modules.part import Regularizer
@@ -87,6 +89,24 @@ def test_a_run_needs_the_file_no_more(mine, tmp_path):
     again = recipes.resume_run(run.directory, ["stop_after=null"], [package])
     results = again.run()
     assert results["recipe"] == "mine" and results["updates"] == 6 and again.config["loss"] == run.config["loss"]
+
+
+def test_two_parts_of_one_name(mine, tmp_path):
+    _, package = mine
+    (tmp_path / f"{package}.py").write_text(PARTS + "\n\nclass SAF(Smooth): ...\n")
+    with allowing([package]):
+        said = "regularizer: two parts are called saf; choose one of them, or rename your class"
+        assert said in problems(f"regularizer=[saf,{package}.SAF]") and said in problems(f"+regularizer={package}.SAF")
+        (tmp_path / "both.yaml").write_text(f"defaults:\n  - override /regularizer: [saf, {package}.SAF]")
+        assert said in problems("recipe=both.yaml")
+        assert compose_config([f"regularizer={package}.SAF"])["regularizer"]["saf"] == {"_target_": f"{package}.SAF"}
+
+
+def test_a_backbone_from_outside_has_keys_of_its_own(mine):
+    _, package = mine
+    with allowing([package]):
+        assert problems(f"backbone={package}.Mine", "backbone.x=1").startswith("backbone.x is not a key")
+    assert compose_config(["checkpoint=x", "backbone=null"], "evaluate", EVALUATE).get("backbone") is None
 
 
 def test_a_changed_file_is_read_again(mine, tmp_path):
