@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -122,6 +123,12 @@ class Network(nn.Module):
         if want_maps:
             output.maps["final"] = self._single(feature_map, "want_maps")
         return output
+
+    def with_head(self, head: Head) -> Network:
+        """The same network, its weights shared, behind another head."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "head": head}
+        return other
 
     def pool(self, feature_map: Tensor | list[Tensor]) -> Tensor:
         """The unpooled map as ``forward_features`` gives it -> pooled features ``[B, D]``."""

@@ -16,7 +16,9 @@ from lightning_modules.parts import Parts
 from recipes.boundary import refusing
 from recipes.catalogue import holds_several
 from recipes.fits import check_fit
-from recipes.make import build_network, make, make_data, maker, without_pretrained
+from recipes.further_networks import FurtherNetworks
+from recipes.initialization import built_network
+from recipes.make import make, make_data, maker
 from recipes.probe import check_takes
 from recipes.run import Run
 from recipes.stop import seconds
@@ -51,6 +53,9 @@ def assemble(
     select: list[str] | None = None,
     evaluator: dict[str, Part] | None = None,
     callback: dict[str, Part] | None = None,
+    init: str | None = None,
+    teacher: str | None = None,
+    peer: str | None = None,
     seed: Annotated[int, "0 <= x <= 4294967295"] = 0,
     name: str | None = None,
     output: str = "runs",
@@ -72,6 +77,9 @@ def assemble(
             says what validates.
         select: metrics of the validation that decide which epoch is the best; None for what its evaluators select by.
         noise, mixing, attack, reweighting, gradient: one part or None.
+        init: a network by reference (see ``recipes.networks``) whose weights this one starts from.
+        teacher: one that is frozen, for parts that read ``teacher/main``.
+        peer: a second one that is trained, for parts that read ``peer/main``; a name is a new one of that backbone.
         seed: of initialization, order, augmentation and every draw of a part.
         name: of the run directory.
         output: folder of all runs.
@@ -95,12 +103,15 @@ def assemble(
         data_module = make_data(data, seed, noise)
         if needs_images and data_module.absent:
             raise ConfigError([data_module.absent])
-        # The weights of a run that goes on are in its checkpoint; the pretrained file is not needed again.
-        body = backbone if resume is None else without_pretrained(backbone)
-        network, report = build_network(body, surgery or {}, head, data_module.num_classes)
+        network, reports, loaded = built_network(backbone, surgery or {}, head, init, data_module, resume is not None)
+        further = FurtherNetworks(data_module, seed, resume is not None)
+        if teacher is not None:
+            further.add_teacher(teacher)
+        if peer is not None:
+            further.add_peer(peer, backbone, surgery or {}, head)
         seats = {"mixing": mixing, "attack": attack}
         seats |= {"reweighting": reweighting, "gradient": gradient}
-        parts = _parts(network, loss, regularizer or {}, seats, others)
+        parts = _parts(network, loss, regularizer or {}, seats, others, further)
         check_takes(network, data_module.channels, data_module.image_size, parts.maps)
         context = Context(
             num_classes=data_module.num_classes,
@@ -126,7 +137,8 @@ def assemble(
         check_fit(module, data_module, evaluators, fitter.num_devices * fitter.num_nodes)
     if fitter.num_devices == 1 and data_module.num_workers == 0:
         data_module.device = fitter.strategy.root_device
-    return Run(config, data_module, module, fitter, evaluators, surgery_report=report, command=command, resume=resume)
+    reports |= {"networks": further.lines}
+    return Run(config, data_module, module, fitter, evaluators, reports, loaded, command=command, resume=resume)
 
 
 def _check_processes(world: int, data: ImageData, loss: Loss) -> None:
@@ -150,6 +162,7 @@ def _parts(
     regularizer: dict[str, Part],
     seats: dict[str, Part | None],
     others: dict[str, dict[str, Any] | None],
+    further: FurtherNetworks,
 ) -> Parts:
     built = {key: make(part, group="regularizer") for key, part in regularizer.items()}
     chosen = {name: make(seat, group=name) for name, seat in seats.items() if seat}
@@ -158,4 +171,7 @@ def _parts(
         several = holds_several(group)
         named = {f"{group}/{name}": part for name, part in (node or {}).items()} if several else {group: node}
         beside |= {name: make(part, group=group) for name, part in named.items() if part}
-    return Parts(make(loss, group="loss"), built, **chosen, head=network.head, others=beside)
+    fixed = {"head": network.head, "others": beside, "networks": further.networks}
+    parts = Parts(make(loss, group="loss"), built, **chosen, **fixed)
+    further.check_read(parts)
+    return parts

@@ -48,6 +48,13 @@ def open_directory(output: str, recipe: str, name: str | None, seed: int, config
     raise ConfigError([f"there are 9,999 runs {first}; choose another name="])
 
 
+def run_directory_of(checkpoint: Path) -> Path:
+    """The run that a checkpoint lies in; of a run directory, itself."""
+    if checkpoint.is_dir():
+        return checkpoint
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
 def _is_husk(directory: Path) -> bool:
     """Whether a process was killed between making the directory and saying what run it is for."""
     ours = {"checkpoints", "environment.json", "command.txt", "surgery.txt", ".lock"}

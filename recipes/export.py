@@ -71,6 +71,7 @@ def export_safetensors(
     eager = copy.deepcopy(network).cpu().float().eval()
     with torch.no_grad():
         expected = eager(sample_images.detach().cpu().float())
+    eager.head = eager.head.plain()
     kept = fold(eager.backbone, eager.surgeries)
     metadata = _metadata(eager, name, kwargs, in_channels, classes, preprocessing)
     metadata["surgery"] = json.dumps({key: eager.surgery_config[key] for key in kept})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from recipes.boundary import refusing
+from recipes.directory import run_directory_of
 
 
 def export_checkpoint(*, checkpoint: str, format: Literal["timm"] = "timm", output: str | None = None) -> list[Path]:
@@ -54,6 +55,4 @@ def export_checkpoint(*, checkpoint: str, format: Literal["timm"] = "timm", outp
 
 
 def _default_path(checkpoint: str, recipe: str) -> Path:
-    path = Path(checkpoint)
-    run = path if path.is_dir() else path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    return run / "export" / f"{recipe}.safetensors"
+    return run_directory_of(Path(checkpoint)) / "export" / f"{recipe}.safetensors"

@@ -9,6 +9,7 @@ from typing import Any
 
 from datamodules.base import ImageData
 from datamodules.manifest import manifest_difference
+from lightning_modules.frozen import Frozen
 from lightning_modules.state_fit import fit_problems
 from lightning_modules.task import Task
 from recipes.checkpoint_form import position_problem
@@ -60,6 +61,7 @@ def check_same(content: Content, config: Content, data: ImageData, task: Task, w
     context = task.context
     if not problems and (problem := position_problem(content, context.max_epochs, context.steps_per_epoch)):
         problems.append(f"in the checkpoint, {problem}")
+    problems = problems or _other_frozen(content, config, task)
     problems = problems or [f"in the checkpoint, {line}" for line in _weight_problems(content, task)[:4]]
     if problems:
         raise ConfigError([f"cannot go on with this run: {line}" for line in problems])
@@ -76,10 +78,23 @@ def load_stored(network: Any, state: dict[str, Any], path: Path) -> None:
     network.load_state_dict(state)
 
 
+def _other_frozen(content: Content, config: Content, task: Task) -> list[str]:
+    """Networks that were only looked at, and that have other weights now; their own are in no checkpoint."""
+    problems = []
+    for name, module in task.parts.networks.items():
+        stored = content["training"]["task"].get(f"parts.networks.{name}._extra_state")
+        if isinstance(module, Frozen) and stored is not None and stored != (now := module.checksum()):
+            problems.append(
+                f"{name}={config.get(name)} has weights with the checksum {now}, and those of the run had {stored}; "
+                "give the same file"
+            )
+    return problems
+
+
 def _weight_problems(content: Content, task: Task) -> list[str]:
     """What of the networks does not fit; whether the state of the parts does, they say themselves as they load it."""
     stored, target = content["training"]["task"], task.state_dict()
-    networks = ("network.", "ema.")
+    networks = ("network.", "ema.", "parts.networks.")
     return fit_problems(*({key: value for key, value in state.items() if key.startswith(networks)}
                           for state in (target, stored)))  # fmt: skip
 

@@ -57,11 +57,19 @@ def make_data(data: Part, seed: int, noise: Part | None = None) -> ImageData:
     return module
 
 
-def build_network(backbone: Part, surgery: dict[str, Part], head: Part, num_classes: int) -> tuple[Network, list[str]]:
+def build_network(
+    backbone: Part,
+    surgery: dict[str, Part],
+    head: Part,
+    num_classes: int,
+    before_surgery: Callable[[Network], None] | None = None,
+) -> tuple[Network, list[str]]:
     """Backbone with its pretrained weights, head, then surgery in the order of its phases; and what surgery reports."""
     body = make(backbone, group="backbone")
     network = Network(body, make(head, body.num_features, num_classes, group="head"))
     surgeries = {name: make(part, group="surgery") for name, part in surgery.items()}
+    if before_surgery is not None:
+        before_surgery(network)
     network.surgeries, network.surgery_config = surgeries, surgery
     return network, operate(network.backbone, surgeries)
 

@@ -15,7 +15,9 @@ from lightning_modules.network import Network
 from recipes.boundary import first_line, ran_out_of_memory
 
 
-def check_takes(network: Network, channels: int, image_size: int, want_maps: Collection[str] = ()) -> None:
+def check_takes(
+    network: Network, channels: int, image_size: int, want_maps: Collection[str] = (), key: str = "backbone"
+) -> None:
     """Refuse a network that cannot run on such images.
 
     First without numbers, on torch's meta device: that knows shapes and costs next to nothing. Only where it fails,
@@ -27,10 +29,16 @@ def check_takes(network: Network, channels: int, image_size: int, want_maps: Col
         channels: of the images.
         image_size: their side, in pixels.
         want_maps: what the parts of the run will ask for.
+        key: that names the network.
 
     Raises:
         ValueError: naming the key to set.
     """
+    if channels != network.in_channels and key != "backbone":
+        raise ValueError(
+            f"{key}: {network.backbone_name} takes images of {network.in_channels} channel(s), and those of this data "
+            f"have {channels}; choose another {key}"
+        )
     if channels != network.in_channels:
         raise ValueError(
             f"backbone.in_channels={network.in_channels}, and the images of this data have {channels} channel(s); set "
@@ -52,7 +60,7 @@ def check_takes(network: Network, channels: int, image_size: int, want_maps: Col
         except Exception as error:
             if raised_here(error) or ran_out_of_memory(error):
                 raise
-            raise ValueError(_advice(network, image_size, first_line(error))) from error
+            raise ValueError(_advice(network, image_size, first_line(error), key)) from error
 
 
 @contextmanager
@@ -69,16 +77,16 @@ def _untouched(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _advice(network: Network, image_size: int, reason: str) -> str:
+def _advice(network: Network, image_size: int, reason: str, key: str) -> str:
     takes_size = "img_size" in inspect.signature(type(network.backbone).__init__).parameters
     given = network.backbone_kwargs.get("img_size")
-    if takes_size and given != image_size:
+    if key == "backbone" and takes_size and given != image_size:
         way_out = f"set backbone.kwargs.img_size={image_size}"
         if given is not None:
             way_out += f" instead of {given}"
     else:
-        way_out = "choose another backbone, or images of another size (data.image_size, where the data have that key)"
+        way_out = f"choose another {key}, or images of another size (data.image_size, where the data have that key)"
     return (
-        f"backbone {network.backbone_name} cannot run on this data's images of {image_size}x{image_size} pixels "
+        f"{key} {network.backbone_name} cannot run on this data's images of {image_size}x{image_size} pixels "
         f"({reason.rstrip('.')}); {way_out}"
     )

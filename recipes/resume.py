@@ -18,6 +18,7 @@ FREE = (
     "save_every",
     "stop_after",
     "callback",
+    "teacher",  # where its file is; the weights are compared with the checkpoint
     "data.root",
     "data.num_workers",
     "trainer.accelerator",

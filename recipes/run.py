@@ -33,13 +33,13 @@ from recipes.directory import (
     write_status,
     write_text,
 )
-from recipes.evaluate import test_data
 from recipes.going_on import check_same, load_stored, where
 from recipes.keeper import Keeper
 from recipes.lock import Lock, Locked
 from recipes.peers import Peers
 from recipes.recorder import Recorder
 from recipes.stop import Stopped, StopRequest, seconds
+from recipes.subject import test_data
 from recipes.validate import ConfigError
 
 
@@ -76,12 +76,13 @@ class Run:
         task: Task,
         trainer: Trainer,
         evaluators: dict[str, Evaluator],
-        surgery_report: list[str],
+        reports: dict[str, list[str]],
+        init: dict[str, str] | None = None,
         command: str | None = None,
         resume: Path | None = None,
     ) -> None:
         self.config, self.data, self.task, self.trainer = config, data, task, trainer
-        self.evaluators, self.surgery_report, self.resume = evaluators, surgery_report, resume
+        self.evaluators, self.reports, self.init, self.resume = evaluators, reports, init, resume
         self.command = command or f"recipes.build({config['recipe']!r}, ...).run()"
         self.directory: Path | None = None
 
@@ -158,6 +159,7 @@ class Run:
             refuse_to_start_over(directory)
         if content is not None:
             check_same(content, self.config, self.data, self.task, self.trainer.world_size)
+            self.init = init if isinstance(init := content.get("init"), dict) else None
             # For status.json, where a stop comes before training; the keeper sets them in every process.
             (self.task.epoch, self.task.batches_done), self.task.update = content["position"], content["update"]
             print(f"going on from {path}: {where(content)}", flush=True)
@@ -258,9 +260,10 @@ class Run:
             write_json(directory / "environment.json", environment())
         with open(directory / "command.txt", "a", encoding="utf-8") as file:  # one line a session
             file.write(self.command + "\n")
-        if self.surgery_report:
-            write_text(directory / "surgery.txt", "\n".join(self.surgery_report) + "\n")
-            print(*(line for line in self.surgery_report if not is_module_line(line)), sep="\n", flush=True)
+        for name, lines in self.reports.items():
+            if lines:  # of a run that goes on, those of its start stay
+                write_text(directory / f"{name}.txt", "\n".join(lines) + "\n")
+                print(*(line for line in lines if not is_module_line(line)), sep="\n", flush=True)
         if not (directory / "config.yaml").is_file():  # last: with it the directory is that of a run
             write_text(directory / "config.yaml", to_yaml(self.config))
 
@@ -271,6 +274,7 @@ class Run:
             "classes": list(self.data.classes),
             "preprocessing": self.data.preprocessing(),
             "data": {"manifest": self.data.manifest_parts(), "split": self.data.split_record()},
+            **({"init": self.init} if self.init else {}),
         }
 
     def _evaluate(self, directory: Path, recorder: Recorder) -> tuple[dict[str, Evaluation], dict[str, Exception]]:

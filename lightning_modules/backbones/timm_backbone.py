@@ -119,12 +119,12 @@ def create_backbone(
 def _start(name: str, pretrained: bool | str, in_channels: int, kwargs: dict[str, Any]) -> Any:
     """The model with timm's weights where they were asked for."""
     try:
-        return _create(name, pretrained in (True, IF_REACHABLE), in_channels, kwargs)
+        return create_timm(name, pretrained in (True, IF_REACHABLE), in_channels, kwargs)
     except FileNotFoundError as error:
         if pretrained != IF_REACHABLE:
             raise
         warnings.warn(f"training from scratch: {error}", stacklevel=3)
-        return _create(name, False, in_channels, kwargs)
+        return create_timm(name, False, in_channels, kwargs)
 
 
 def _freeze_norms(model: nn.Module, name: str) -> None:
@@ -175,14 +175,21 @@ class _StayInEval:
         return type(self.module).train(self.module, False)
 
 
-def _create(name: str, hub: bool, in_channels: int, kwargs: dict[str, Any]) -> Any:
+def create_timm(name: str, hub: bool, in_channels: int, kwargs: dict[str, Any], classifier: bool = False) -> Any:
+    """The timm model, with timm's weights where ``hub`` says so, and with its own classifier where asked for.
+
+    Raises:
+        ValueError: no such weights, or arguments that the model does not take.
+        FileNotFoundError: no way to the weights.
+    """
     if hub and not timm.models.is_model_pretrained(base_name(name)):
         raise ValueError(
             f"backbone.pretrained=true: timm has no weights for {name}; use pretrained: false, or the path of a "
             f"safetensors file in timm's key names"
         )
     try:
-        return timm.create_model(name, pretrained=hub, num_classes=0, in_chans=in_channels, **kwargs)
+        classes: Any = {} if classifier else {"num_classes": 0}
+        return timm.create_model(name, pretrained=hub, in_chans=in_channels, **classes, **kwargs)
     except MemoryError:
         raise
     except Exception as error:

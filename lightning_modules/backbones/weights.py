@@ -41,8 +41,16 @@ def load_weights(model: nn.Module, path: str, *, name: str, in_channels: int, kw
             are listed; numbers that are not finite, or negative variances.
     """
     target = model.state_dict()
-    state = _filtered(model, _read(path), path, name, in_channels, kwargs)
-    _adapt_input(model, state, in_channels)
+    read = read_file(path)
+    state = converted(model, read, name=name, in_channels=in_channels, kwargs=kwargs)
+    if changed := [key for key in state if key in read and state[key].shape != read[key].shape]:
+        key = changed[0]
+        warnings.warn(
+            f"{name}: timm resamples {_some(changed)} of {path} ({key} from {list(read[key].shape)} to "
+            f"{list(state[key].shape)}), because the file is of another size of images or patches",
+            stacklevel=2,
+        )
+    adapt_input(model, state, in_channels)
     for key in classifier_keys(name, in_channels, kwargs):
         state.pop(key, None)
     replaced: tuple[str, ...] = getattr(model, "small_stem_new", ())
@@ -95,27 +103,20 @@ def timms_filter(name: str, in_channels: int, kwargs: dict[str, Any]) -> Callabl
     return found[0] if found else None
 
 
-def _filtered(
-    model: nn.Module, state: dict[str, Tensor], path: str, name: str, in_channels: int, kwargs: dict[str, Any]
+def converted(
+    model: nn.Module, state: dict[str, Tensor], *, name: str, in_channels: int, kwargs: dict[str, Any]
 ) -> dict[str, Tensor]:
+    """A copy in the form of ``model``: older key names and another size of images or patches as timm brings them."""
     convert = timms_filter(name, in_channels, kwargs)
     if convert is None:
-        return state
+        return dict(state)
     try:
         try:
-            converted = dict(convert(dict(state), model))
+            return dict(convert(dict(state), model))
         except TypeError:  # timm still has filters that take no model, and tries them in this order too
-            converted = dict(convert(dict(state)))  # type: ignore[call-arg]
+            return dict(convert(dict(state)))  # type: ignore[call-arg]
     except Exception:  # made for files of one model; what does not fit another is listed later
-        return state
-    if changed := [key for key in converted if key in state and converted[key].shape != state[key].shape]:
-        key = changed[0]
-        warnings.warn(
-            f"{name}: timm resamples {_some(changed)} of {path} ({key} from {list(state[key].shape)} to "
-            f"{list(converted[key].shape)}), because the file is of another size of images or patches",
-            stacklevel=3,
-        )
-    return converted
+        return dict(state)
 
 
 def classifier_keys(name: str, in_channels: int, kwargs: dict[str, Any], num_classes: int = 2) -> dict[str, torch.Size]:
@@ -131,7 +132,13 @@ def _shapes(name: str, num_classes: int, in_channels: int, kwargs: dict[str, Any
     return {key: value.shape for key, value in model.state_dict().items()}
 
 
-def _read(path: str) -> dict[str, Tensor]:
+def read_file(path: str) -> dict[str, Tensor]:
+    """The tensors of ``backbone.pretrained=path``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a safetensors file.
+    """
     file = Path(os.path.expanduser(path))
     if not file.is_file():
         raise FileNotFoundError(
@@ -147,7 +154,7 @@ def _read(path: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _adapt_input(model: nn.Module, state: dict[str, Tensor], in_channels: int) -> None:
+def adapt_input(model: nn.Module, state: dict[str, Tensor], in_channels: int) -> None:
     """Bring the first convolutions to ``in_channels``, where they are those of timm's own number of channels."""
     config: Any = model.pretrained_cfg
     first, base = _builder.get_model_traits(model).get("first_conv", config.get("first_conv")), config["input_size"][0]

@@ -53,5 +53,13 @@ class Head(Part):
         parameters = inspect.signature(type(self).__init__).parameters.values()
         return {p.name: getattr(self, p.name) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
+    def plain(self) -> Head:
+        """The head that is exported in this one's place: it gives the same in eval mode, from features alone.
+
+        By default this head itself. One that does more in training than it has to afterwards gives ``Linear``, which
+        timm can read.
+        """
+        return self
+
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, num_classes={self.num_classes}"

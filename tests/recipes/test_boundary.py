@@ -188,7 +188,7 @@ def test_building_that_runs_out_of_memory(capsys, tmp_path, monkeypatch):
 def test_data_are_looked_at_before_a_network_is_built(capsys, tmp_path, monkeypatch):
     built = []
     monkeypatch.setattr("recipes.assemble.build_network", lambda *args: built.append(1))
-    monkeypatch.setattr("recipes.make.build_network", lambda *args: built.append(1))
+    monkeypatch.setattr("recipes.subject.network_of", lambda *args: built.append(1))
     for recipe in ("imagenet_saf", "cifar_saf"):
         assert train([f"recipe={recipe}", f"data.root={tmp_path / 'none'}", "trainer.accelerator=cpu"]) == 2
         assert "none" in capsys.readouterr().err

@@ -15,11 +15,13 @@ from datamodules.grocery import Grocery
 from kernels.batch import Batch
 from lightning_modules.evaluators.base import EvaluationData
 from lightning_modules.evaluators.predict import Predict
+from lightning_modules.heads.linear import Linear
 from recipes.checkpoint import load_checkpoint, save_checkpoint
 from recipes.cli import evaluate
-from recipes.evaluate import Subject, _check, _source
 from recipes.make import rebuild_network
+from recipes.networks import Reference
 from recipes.stored import stored_config
+from recipes.subject import Subject, network_for, source_of
 from recipes.validate import ConfigError
 
 
@@ -136,19 +138,19 @@ def test_class_names_of_the_data_may_have_another_unicode_form(found, monkeypatc
         setup=lambda: None, classes_of=lambda part: found, test_dataloader=list, train_eval_dataloader=list,
         test_is_query=None, test_picture=None, key=None, leaves_out=False, channels=3, image_size=8,
     )  # fmt: skip
-    monkeypatch.setattr("recipes.make.make", lambda *_, **__: data)
-    monkeypatch.setattr("recipes.probe.check_takes", lambda *_: None)
+    monkeypatch.setattr("recipes.subject.make_data", lambda *_, **__: data)
+    monkeypatch.setattr("recipes.subject.check_takes", lambda *_: None)
     run = SimpleNamespace(reads="labelled", reads_logits=False, compares="network")
-    subject = Subject(None, {}, ("caf\u00e9",), None, tmp_path, 0)
+    network = SimpleNamespace(head=Linear(4, 1))
+    subject = Subject(lambda: Reference(network, ("caf\u00e9",), None, "x"), {}, tmp_path)
+    source = source_of(run, subject, None, tmp_path)
     if found == ("cafe",):
         with pytest.raises(
             ConfigError, match="class names differ from those of the checkpoint: 'caf\u00e9' there, 'cafe'"
         ):
-            _check(run, subject, None, *_source(run, subject, None, tmp_path))
+            network_for(run, subject, source)
     else:
-        source = _source(run, subject, None, tmp_path)
-        _check(run, subject, None, *source)
-        assert source[0].classes == found
+        assert network_for(run, subject, source) is network and source.data.classes == found
 
 
 def refused(words, capsys):

@@ -28,7 +28,7 @@ def attack(tmp_path):
         "import": {"_target_": "recipes.assemble.import_module", "name": "this"},
         "re-exported": {"_target_": "lightning_modules.backbones.timm_backbone.timm.create_model"},
         "imported name": {"_target_": "lightning_modules.backbones.timm_backbone.load_weights"},
-        "private": {"_target_": "lightning_modules.backbones.timm_backbone._create", "name": "resnet18"},
+        "private": {"_target_": "lightning_modules.backbones.timm_backbone._start", "name": "resnet18"},
         "path": {"_target_": f"lightning_modules.surgery.{tmp_path}/evil.run"},
         "another folder": {"_target_": "lightning_modules.finite.check_finite"},
         "trainer": {"_target_": "recipes.trainer.create_trainer", "max_epochs": 1},
