@@ -37,7 +37,8 @@ class Parts(nn.Module):
         mixing, attack: None where the seat is empty.
         reweighting: uniform by default.
         gradient: the sum by default.
-        head: of the network, which keeps owning its weights; here it takes part in set-up, commits and checks.
+        head: of the network, which keeps owning its weights; here it takes part in set-up, commits and checks, as does
+            that of each further network that is trained.
         networks: further networks by name, for views such as ``peer/main``. They are trained with the main one, but for
             a ``Frozen`` one.
         others: parts without a seat in the step, by the name a user knows them by (``diagnostics/forgetting``); they
@@ -60,7 +61,13 @@ class Parts(nn.Module):
         others: Mapping[str, Part] | None = None,
     ) -> None:
         super().__init__()
-        self._head = [head] if head is not None else []  # in a list, so that it is not registered a second time
+        self._heads: dict[str, Part] = {}  # in a dict, so that they are not registered a second time
+        if head is not None:
+            self._heads["head"] = head
+        for name, network in (networks or {}).items():
+            own = None if isinstance(network, Frozen) else getattr(network, "head", None)
+            if isinstance(own, Part):
+                self._heads[f"{name}/head"] = own
         self.loss = loss
         self.regularizers = nn.ModuleDict(dict(regularizers or {}))
         self.mixing, self.attack = mixing, attack
@@ -98,8 +105,7 @@ class Parts(nn.Module):
         for name, part in self.regularizers.items():
             yield name, part  # type: ignore[misc]
         yield from self.others.items()  # type: ignore[misc]
-        for part in self._head:
-            yield "head", part
+        yield from self._heads.items()
 
     def setup(self, context: Context) -> None:
         """Let every part allocate its state."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 
 from datamodules.unicode_form import in_composed_form
 from lightning_modules.backbones.classifier import class_names, own_classifier, preprocessing_of
@@ -76,7 +77,7 @@ class Reference:
 
 
 def network_of(reference: str | Part, key: str = "reference", channels: int = 3) -> Reference:
-    """The network that a reference names.
+    """The network that a reference names; the random state stays where it is.
 
     Args:
         reference: a text as above, or a backbone part, whose ``pretrained`` then says which weights it has.
@@ -87,6 +88,11 @@ def network_of(reference: str | Part, key: str = "reference", channels: int = 3)
         FileNotFoundError: no such file or run, or no way to timm's weights.
         ValueError: a name that is none, or a file that holds no network.
     """
+    with torch.random.fork_rng(devices=[]):  # architectures draw an initialization before they are given weights
+        return _network_of(reference, key, channels)
+
+
+def _network_of(reference: str | Part, key: str, channels: int) -> Reference:
     if not isinstance(reference, str):
         return _of_backbone(reference, str(reference.get("name", "backbone")))
     if is_name(reference):

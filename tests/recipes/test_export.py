@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kernels.batch import Output
 from lightning_modules.backbones.timm_backbone import create_backbone
 from lightning_modules.heads.cosine import Cosine
 from lightning_modules.heads.linear import Linear
@@ -300,3 +301,23 @@ def test_weights_of_another_form(tmp_path: Path, photographs: Tensor, change: An
             continue  # a head's weight is brought into its shape
         with pytest.raises(ValueError, match=rf"does not hold the weights of test_resnet: .*{message}"):
             load_exported(path)
+
+
+class Trained(Cosine):
+    """A head that does more in training than it has to afterwards."""
+
+    def plain(self) -> Linear:
+        head = Linear(self.in_features, self.num_classes)
+        head.weight.data, head.bias.data = self.weight.detach(), torch.zeros(self.num_classes)
+        return head
+
+    def forward(self, features_BD: Tensor, label: Tensor | None = None) -> Output:
+        return Output(features=features_BD, logits=features_BD @ self.weight.T)
+
+
+def test_the_plain_head_is_what_is_exported(photographs: Tensor, tmp_path: Path) -> None:
+    network = make("test_efficientnet", Trained).eval()
+    assert export(network, tmp_path / "x.safetensors", photographs) == [tmp_path / "x.safetensors"]
+    found = load_exported(tmp_path / "x.safetensors")[0]
+    assert type(found.head) is Linear and type(network.head) is Trained and Linear(4, 2).plain().bias is not None
+    torch.testing.assert_close(found(photographs).logits, network(photographs).logits, rtol=0, atol=1e-5)

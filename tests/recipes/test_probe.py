@@ -83,6 +83,15 @@ def test_channels_name_the_key_and_the_number():
         check_takes(network("conv4", in_channels=1), 3, 32)
 
 
+def test_another_network_than_the_one_in_training_is_named_by_its_key():
+    with pytest.raises(
+        ValueError, match=r"teacher: conv4 takes images of 1 channel\(s\), .* have 3; choose another tea"
+    ):
+        check_takes(network("conv4", in_channels=1), 3, 32, key="teacher")
+    with pytest.raises(ValueError, match=r"peer conv4 cannot run on .* 8x8 .*; choose another peer, or images"):
+        check_takes(network("conv4"), 3, 8, key="peer")
+
+
 def test_what_explains_itself_is_not_explained_again():
     net = network("resnet10t", kwargs={"global_pool": ""})
     with pytest.raises(ValueError, match="leave global_pool out of backbone.kwargs") as caught:
