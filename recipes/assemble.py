@@ -171,7 +171,7 @@ def _parts(
         several = holds_several(group)
         named = {f"{group}/{name}": part for name, part in (node or {}).items()} if several else {group: node}
         beside |= {name: make(part, group=group) for name, part in named.items() if part}
-    fixed = {"head": network.head, "others": beside, "networks": further.networks}
-    parts = Parts(make(loss, group="loss"), built, **chosen, **fixed)
+    made = make(loss, group="loss")
+    parts = Parts(made, built, **chosen, head=network.head, others=beside, networks=further.networks)
     further.check_read(parts)
     return parts
