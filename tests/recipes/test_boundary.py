@@ -180,14 +180,14 @@ def test_a_value_where_a_recipe_needs_parts(value, tmp_path, capsys, monkeypatch
 
 
 def test_building_that_runs_out_of_memory(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("recipes.assemble.build_network", lambda *args: torch.empty(2**60))
+    monkeypatch.setattr("recipes.initialization.build_network", lambda *args: torch.empty(2**60))
     assert train([*WORDS, f"output={tmp_path}"]) == 2
     assert "error: out of memory: take a smaller net" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_data_are_looked_at_before_a_network_is_built(capsys, tmp_path, monkeypatch):
     built = []
-    monkeypatch.setattr("recipes.assemble.build_network", lambda *args: built.append(1))
+    monkeypatch.setattr("recipes.initialization.build_network", lambda *args: built.append(1))
     monkeypatch.setattr("recipes.subject.network_of", lambda *args: built.append(1))
     for recipe in ("imagenet_saf", "cifar_saf"):
         assert train([f"recipe={recipe}", f"data.root={tmp_path / 'none'}", "trainer.accelerator=cpu"]) == 2

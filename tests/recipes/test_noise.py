@@ -10,8 +10,9 @@ import recipes
 from datamodules.symmetric import Symmetric
 from lightning_modules.evaluators.utilization import Utilization
 from recipes.compose import compose_config
-from recipes.evaluate import _source, _subject
+from recipes.evaluate import _subject
 from recipes.stop import Stopped
+from recipes.subject import source_of
 from recipes.validate import ConfigError
 
 WORDS = [*TINY, "backbone=test_efficientnet", "data.limit_train=48", "trainer.max_epochs=2"]
@@ -55,7 +56,7 @@ def test_a_run_records_its_noise_and_goes_on_with_that_alone(stopped, monkeypatc
     assert found["rate"] == 0.5 and found["include_true"] is False and found["validation"] == "clean"
     assert json.loads((stopped / "results.json").read_text())["split"]["noise"] == found
     subject = _subject(str(stopped), None, None, [], {})
-    for batch in _source(Utilization(), subject, None, stopped)[0].train():
+    for batch in source_of(Utilization(), subject, None, stopped).data.train():
         assert torch.equal(batch.label, run.data.train_labels[batch.index]), "an evaluation sees the labels of the run"
         assert torch.equal(batch.clean_label, run.data.stored_labels[batch.index])
     assert _subject(str(stopped), None, {"_target_": "datamodules.grocery.Grocery"}, [], {}).noise is None
