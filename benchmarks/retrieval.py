@@ -32,7 +32,6 @@ from lightning_modules.retrieval.labels import Relevance
 CLASSES_PER_ITEM = 11_316 / 60_502
 NOISE = {128: 1.45, 512: 2.25}
 CHUNK = 4096
-MIN_ROWS = 200_000  # queries of all rounds, at least
 
 
 def embeddings(total: int, width: int, per_class: int = 0, noise: float = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,7 +75,7 @@ def metric_learning(rows: torch.Tensor, labels: torch.Tensor) -> Callable[[], ob
     return lambda: calculator.get_accuracy(rows, labels)
 
 
-def compare(total: int, width: int, repeats: int, per_class: int, noise: float) -> dict[str, Any]:
+def compare(total: int, width: int, rounds: int, per_class: int, noise: float) -> dict[str, Any]:
     """Times of one size."""
     rows, labels = embeddings(total, width, per_class, noise)
     evaluator, without = RetrievalEvaluator(), RetrievalEvaluator(full_map=False)
@@ -88,7 +87,6 @@ def compare(total: int, width: int, repeats: int, per_class: int, noise: float) 
     }
     if other := metric_learning(rows, labels):
         candidates["pytorch_metric_learning"] = other
-    rounds = max(repeats, MIN_ROWS // total)  # short runs vary more
     times = interleave(candidates, rounds, warmup=int(total < 40_000), pause=0.05)
     result: dict[str, Any] = {f"{name}_s": round(statistics.median(values), 3) for name, values in times.items()}
     result |= {
@@ -145,6 +143,7 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=0, help="items of a class; 0 for classes of SOP's sizes")
     parser.add_argument("--noise", type=float, default=1, help="times the noise of the embeddings")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=200_000, help="queries of all rounds, at least: short ones vary")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peak", type=int, nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -160,7 +159,8 @@ def main() -> None:
                 for name, full_map in (("evaluator", True), ("without map", False))
             }
             rows[f"{total} x {width}"] = (
-                compare(total, width, options.repeats, options.per_class, options.noise) | memory_of
+                compare(total, width, max(options.repeats, options.rows // total), options.per_class, options.noise)
+                | memory_of
             )
             print(f"{total} x {width}", rows[f"{total} x {width}"], file=sys.stderr)
     save(f"retrieval_{options.per_class}_per_class" if options.per_class else "retrieval", rows)

@@ -35,6 +35,7 @@ class EvaluationData:
         key: name of all that decides a part of the data, ``test`` (``batches``) or ``train_eval`` (``train``); see
             ``ImageData.key``.
         cache: where embeddings of these parts are kept, under their keys.
+        origin: what made the network and its images (``checkpoint``, ``preprocessing``), to be left beside vectors.
     """
 
     batches: Iterable[Batch]
@@ -47,6 +48,7 @@ class EvaluationData:
     brief: bool = False
     key: Callable[[str], str] | None = None
     cache: FeatureCache | None = None
+    origin: dict[str, Any] | None = None
 
 
 class Measurement:

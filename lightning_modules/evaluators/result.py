@@ -76,7 +76,7 @@ class RankedImage:
     Attributes:
         picture: ``[H, W, 3]`` or ``[H, W, 1]`` uint8 pixels as the network saw them, before normalization.
         label: name of its class.
-        correct: it counts as a hit for the query.
+        correct: it counts as a hit for the query; None where nobody knows.
         score: what the gallery is ordered by, a similarity or a distance.
         index: position in the data set that was evaluated.
 
@@ -86,7 +86,7 @@ class RankedImage:
 
     picture: npt.NDArray[np.uint8]
     label: str
-    correct: bool
+    correct: bool | None
     score: float
     index: int
 

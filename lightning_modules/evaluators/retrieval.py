@@ -7,7 +7,6 @@ done about equal scores, are in ``kernels/retrieval_metrics.py``.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any, Literal, overload
 
 import numpy as np
@@ -18,28 +17,28 @@ from lightning_modules.distributed import share_of
 from lightning_modules.evaluators.base import EvaluationData, Evaluator, Measurement
 from lightning_modules.evaluators.embedded import Embedded
 from lightning_modules.evaluators.result import Evaluation
+from lightning_modules.evaluators.retrieval_saved import save_gallery, save_vectors
+from lightning_modules.evaluators.retrieval_view import (
+    SHOWN,
+    at_cutoffs,
+    embedding_map,
+    galleries,
+    name_of,
+    worst_classes,
+)
 from lightning_modules.network import Network
 from lightning_modules.retrieval.clusters import cluster_metrics
 from lightning_modules.retrieval.collapse import best_is_tied, collapse
-from lightning_modules.retrieval.evaluation import evaluation_of
-from lightning_modules.retrieval.files import Neighbours
-from lightning_modules.retrieval.gather import gathered_once
-from lightning_modules.retrieval.index import (
-    APPROXIMATE,
-    approximate,
-    build,
-    index_recall,
-    settings,
-    sharded,
-)
-from lightning_modules.retrieval.inputs import Rows, checked
+from lightning_modules.retrieval.index import APPROXIMATE, approximate, build, index_recall, settings
+from lightning_modules.retrieval.inputs import Rows, checked, exact_products, gathered_once, on_gpu
 from lightning_modules.retrieval.k_reciprocal import KReciprocalScores, check_reranking
 from lightning_modules.retrieval.labels import Relevance
 from lightning_modules.retrieval.measure import ClassSums, Plan, measure
 from lightning_modules.retrieval.query_expansion import expanded
 from lightning_modules.retrieval.scores import Array, Scores
-from lightning_modules.retrieval.search import Hits, Ranking, in_order, reach, search
-from lightning_modules.retrieval.tiles import MANY
+from lightning_modules.retrieval.search import Hits, Neighbours, Ranking, exact, in_order, search
+
+MANY = 256  # neighbours from which on the ranks of relevant items are counted: they tell all metrics
 
 
 class RetrievalEvaluator(Evaluator):
@@ -68,7 +67,7 @@ class RetrievalEvaluator(Evaluator):
         rerank: k1, k2 and weight of k-reciprocal re-ranking ({} for 20, 6 and 0.3); None for none.
         num_queries: pictured queries of each gallery (at even steps, worst, best); 0 for none.
         map: how the embedding is laid out in the plane; None for no map.
-        save: leave ``embeddings.npz``, ``neighbours.npz`` and ``index.faiss`` in the output folder.
+        save: leave vectors, index and names in the output folder, so that new photographs can ask the gallery.
 
     Example:
         >>> evaluator = RetrievalEvaluator(ks=[1])
@@ -190,12 +189,13 @@ class RetrievalEvaluator(Evaluator):
         if count < 1:
             raise ValueError(f"count is {count}; it must be at least 1")
         labels = np.zeros(len(embeddings), dtype=np.int64)
-        with _exact_products():
+        with exact_products():
             rows = checked(embeddings, labels, self.metric, is_query, is_gallery)
             scores = self._scores(rows, rows.queries)
             index = build(scores, self.index, self.index_options) if self.index in APPROXIMATE else None
             length = min(count, len(rows.gallery))
-            column, value = in_order(self._rankings(scores, length, None, index), len(rows.queries), length)
+            column, _ = in_order(self._rankings(scores, length, None, index), len(rows.queries), length)
+            value = exact(scores, np.arange(len(column)), column)
         return Neighbours(rows.queries, np.where(column >= 0, rows.gallery[column], -1), scores.published(value))
 
     def measured(
@@ -213,7 +213,7 @@ class RetrievalEvaluator(Evaluator):
         if shared:
             given = embeddings, labels, is_query, is_gallery, groups
             embeddings, labels, is_query, is_gallery, groups = gathered_once(index_ids, *given)
-        with _exact_products():
+        with exact_products():
             rows = checked(embeddings, labels, self.metric, is_query, is_gallery, groups)
             total = len(rows.queries)
             asked = rows.queries[slice(*share_of(total))] if shared else rows.queries
@@ -263,41 +263,40 @@ class RetrievalEvaluator(Evaluator):
     def _rankings(self, scores: Scores, count: int, hits: Hits | None, index: Any) -> Iterator[Ranking]:
         if index is not None:
             return approximate(scores, index, count)
-        if self.index == "sharded":
-            candidates = sharded(scores, reach(scores, count), self.index_options["shards"])
-            return search(scores, count, hits, candidates)
-        return search(scores, count, hits)
+        return search(scores, count, hits, shards=self.index_options.get("shards") or 1)
 
 
 class _Rows(Embedded):
+    """The embeddings of a network, and what they come to."""
+
     def __init__(self, evaluator: RetrievalEvaluator, network: Network, data: EvaluationData) -> None:
         super().__init__(network, data)
-        self.evaluator, self.data = evaluator, data
+        self.evaluator, self.network, self.data = evaluator, network, data
 
     def result(self) -> Evaluation:
-        return evaluation_of(self.evaluator, self.data, *self.whole())
-
-
-def on_gpu(vectors: Tensor) -> Tensor:
-    """The rows on a GPU.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if vectors.is_cuda:
-        return vectors
-    if not torch.cuda.is_available():
-        raise ValueError("index=gpu, and there is no GPU that this PyTorch can use; set index=flat")
-    return vectors.cuda()
-
-
-@contextmanager
-def _exact_products() -> Iterator[None]:
-    """Float32 products in full precision, whatever the program chose for its training, and nothing recorded."""
-    chosen = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(chosen)
+        """Metrics, curves, worst classes; pictures, map and files as the evaluator asks for them."""
+        own, data, (embeddings, labels, index) = self.evaluator, self.data, self.whole()
+        query = None if data.is_query is None else data.is_query.cpu()[index].bool()
+        roles = {"is_query": query, "is_gallery": None if query is None else ~query}
+        metrics, sums, classes = own.measured(embeddings, labels, index_ids=index, **roles)
+        if data.brief:
+            return Evaluation(metrics=metrics)
+        evaluation = Evaluation(metrics=metrics, figures=at_cutoffs(metrics, own.ks))
+        evaluation.tables = worst_classes(sums, classes, data.classes, own.lone, own.ks[0])
+        if own.map is not None:
+            evaluation.maps = {"Test images": embedding_map(embeddings, labels.numpy(), data.classes, own.map)}
+        pictured = own.num_queries if data.picture is not None else 0
+        if not (pictured or own.save):
+            return evaluation
+        found = own.search(embeddings, min(SHOWN, len(labels)), **roles)
+        if pictured and data.picture is not None:
+            held = None if query is None else ~query.numpy()
+            facts = labels.numpy(), held, index.numpy(), data.classes
+            evaluation.queries = galleries(found, *facts, data.picture, pictured)
+        if own.save and data.output is not None:
+            save_vectors(data.output, embeddings, labels, index, found)
+            names = np.array([name_of(label, data.classes) for label in labels.tolist()], dtype=object)
+            rows = np.arange(len(labels)) if query is None else np.flatnonzero(~query.numpy())
+            kind, options = (own.index, own.index_options) if own.index in APPROXIMATE else ("flat", None)
+            save_gallery(self.network, data, (embeddings, names, index.numpy()), rows, own.metric, kind, options)
+        return evaluation

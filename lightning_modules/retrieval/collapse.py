@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from lightning_modules.retrieval.scores import CHUNK, Array, Scores
-from lightning_modules.retrieval.search import nearest_of
+from lightning_modules.retrieval.scores import CHUNK, Array, Scores, pieces
+from lightning_modules.retrieval.search import search
 
 SPREAD = 1e-3  # distance to the mean row, over the length of a row
 TIED = 0.5
@@ -27,7 +27,7 @@ def best_is_tied(scores: Scores, asked: Array, among: Array) -> Array:
     """
     step = np.unique(np.linspace(0, len(among) - 1, SAMPLE).astype(int))
     part = np.flatnonzero(np.isin(asked, among[step]))
-    sizes = [ranking.last_size for ranking in nearest_of(scores, part, 1)]
+    sizes = [ranking.last_size for ranking in search(scores, 1, queries=part)]
     return np.array([sum((size > 1).sum() for size in sizes), len(part)], dtype=float)
 
 
@@ -59,7 +59,6 @@ def collapse(scores: Scores, tied: float) -> dict[str, float]:
 
 def _parts(scores: Scores) -> Iterator[torch.Tensor]:
     """The rows in float64, some at a time: of length 1 under cosine, else as they were given."""
-    step = max(CHUNK // scores.embeddings.shape[1], 1)
-    for start in range(0, len(scores.embeddings), step):
-        part = scores.embeddings[start : start + step].double()
-        yield part * scores.scale_N[start : start + step, None] if scores.metric == "cosine" else part
+    for rows in pieces(len(scores.embeddings), CHUNK // scores.embeddings.shape[1]):
+        part = scores.embeddings[rows].double()
+        yield part * scores.scale_N[rows, None] if scores.metric == "cosine" else part

@@ -1,4 +1,4 @@
-"""Other ways to the neighbours than one exhaustive search: shards of the gallery, and FAISS's approximate indices.
+"""FAISS's indices of a gallery: approximate ones beside the exhaustive search, and what is left for serving.
 
 Numbers for a paper come from the exhaustive search. An approximate index leaves neighbours out without a word, so its
 recall against the exhaustive one is measured with it.
@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from lightning_modules.retrieval.scores import CHUNK, Array, Scores
-from lightning_modules.retrieval.search import Ranking, in_order, search
-from lightning_modules.retrieval.tiles import Candidates, nearest
+from lightning_modules.retrieval.scores import CHUNK, Array, Scores, pieces
+from lightning_modules.retrieval.search import BLOCK, Ranking, exact, in_order, search
 
 #: Settings of each kind of index; None is chosen by the size of the gallery or of the list.
 OPTIONS: dict[str, dict[str, int | None]] = {
@@ -31,7 +30,6 @@ OPTIONS: dict[str, dict[str, int | None]] = {
     "hnsw": {"m": 32, "ef_construction": 200, "ef_search": None},
 }
 APPROXIMATE = ("ivf", "ivf_pq", "hnsw")
-BLOCK = 4096
 SAMPLE = 1000  # queries over which the recall of an index is measured
 
 
@@ -51,32 +49,13 @@ def settings(kind: str, options: dict[str, Any] | None) -> dict[str, Any]:
     return OPTIONS[kind] | given
 
 
-def sharded(scores: Scores, count: int, shards: int) -> Candidates:
-    """Candidates as ``nearest`` gives them, merged from stretches of the gallery that are searched one by one."""
-    bounds = np.linspace(0, len(scores.gallery), min(shards, len(scores.gallery)) + 1).astype(int)
-    for start in range(0, len(scores.queries), BLOCK):
-        queries = slice(start, min(start + BLOCK, len(scores.queries)))
-        score, column = [], []
-        for left, right in zip(bounds[:-1], bounds[1:], strict=True):
-            part = list(nearest(scores.narrowed(queries, slice(left, right)), min(count, right - left)))
-            score.append(np.concatenate([values for _, values, _ in part]))
-            found = np.concatenate([columns for _, _, columns in part])
-            column.append(np.where(found >= 0, found + left, -1))
-        score_BK, column_BK = np.concatenate(score, 1), np.concatenate(column, 1)
-        order = np.argsort(-score_BK, axis=1, kind="stable")[:, :count]
-        score_BK, column_BK = (np.take_along_axis(array, order, 1) for array in (score_BK, column_BK))
-        yield np.arange(queries.start, queries.stop), score_BK, column_BK
-
-
 def build(scores: Scores, kind: str, options: dict[str, Any] | None = None) -> Any:
     """A FAISS index of the gallery: inner products of unit rows under cosine, else squared distances.
 
     Raises:
         ValueError: the gallery is too small to train it, or its width does not divide.
     """
-    import faiss
-
-    index: Any
+    faiss, index = faiss_for(f"an index on disk, or index={kind},"), None
     chosen, total, width = settings(kind, options), len(scores.gallery), scores.embeddings.shape[1]
     metric = faiss.METRIC_INNER_PRODUCT if scores.metric == "cosine" else faiss.METRIC_L2
     nlist = chosen.get("nlist") or max(int(4 * total**0.5), 1)
@@ -102,40 +81,37 @@ def build(scores: Scores, kind: str, options: dict[str, Any] | None = None) -> A
         sample = np.unique(np.linspace(0, total - 1, min(total, 64 * nlist + 16384)).astype(int))
         index.train(faiss_rows(scores, scores.gallery[sample]))
         index.nprobe = min(chosen["nprobe"], nlist)
-    step = max(CHUNK // width, 1)
-    for start in range(0, total, step):
-        index.add(faiss_rows(scores, scores.gallery[start : start + step]))
+    for part in pieces(total, CHUNK // width):
+        index.add(faiss_rows(scores, scores.gallery[part]))
     return index
 
 
 def faiss_rows(scores: Scores, rows: Array) -> Array:
     """Rows as an index holds them: float32, of length 1 under cosine."""
-    tensor = scores.rows(rows)[0] if scores.metric == "cosine" else scores.embeddings[rows]
+    tensor = scores.rows(rows) if scores.metric == "cosine" else scores.embeddings[rows]
     return np.ascontiguousarray(tensor.cpu().numpy(), dtype=np.float32)
 
 
-def approximate(scores: Scores, index: Any, count: int) -> Iterator[Ranking]:
+def approximate(scores: Scores, index: Any, count: int, queries: Array | None = None) -> Iterator[Ranking]:
     """The first ``count`` of what an index finds, without the query itself and its group; in the order of the index."""
     hidden = 1
-    if scores.group_Q is not None and scores.group_G is not None:
-        hidden += int(np.unique(scores.group_G.cpu().numpy(), return_counts=True)[1].max())
+    if scores.groups is not None:
+        hidden += int(np.unique(scores.groups[scores.gallery], return_counts=True)[1].max())
     wanted = min(count + hidden, len(scores.gallery))
     if hasattr(index, "hnsw"):
         index.hnsw.efSearch = max(index.hnsw.efSearch, 2 * wanted)
-    for start in range(0, len(scores.queries), BLOCK):
-        queries = np.arange(start, min(start + BLOCK, len(scores.queries)))
-        score, column = index.search(faiss_rows(scores, scores.queries[queries]), wanted)
-        keep = (column >= 0) & (column != scores.own_Q[queries, None])
-        if scores.group_Q is not None and scores.group_G is not None:
-            group = scores.group_Q.cpu().numpy()[queries, None]
-            keep &= (group < 0) | (group != scores.group_G.cpu().numpy()[column])
+    queries = np.arange(len(scores.queries)) if queries is None else queries
+    for block in pieces(len(queries), BLOCK):
+        part = queries[block]
+        score, column = index.search(faiss_rows(scores, scores.queries[part]), wanted)
+        keep = (column >= 0) & ~scores.hidden(part, column)
         order = np.argsort(~keep, axis=1, kind="stable")[:, :count]  # what stays keeps its order
         kept = np.take_along_axis(keep, order, 1)
         sign = 1.0 if scores.metric == "cosine" else -0.5 * float(scores.scale_N[0]) ** 2
         columns = np.where(kept, np.take_along_axis(column, order, 1), -1)
         values = np.where(kept, np.take_along_axis(score, order, 1) * sign, -np.inf)
-        place = np.tile(np.arange(columns.shape[1]), (len(queries), 1))
-        yield Ranking(queries, columns, values, place, np.ones(len(queries), int), np.zeros(len(queries), int))
+        place = np.tile(np.arange(columns.shape[1]), (len(part), 1))
+        yield Ranking(part, columns, values, place, np.ones(len(part), int), np.zeros(len(part), int))
 
 
 def index_recall(scores: Scores, index: Any, ks: tuple[int, ...]) -> dict[str, float]:
@@ -144,31 +120,32 @@ def index_recall(scores: Scores, index: Any, ks: tuple[int, ...]) -> dict[str, f
     A neighbour found counts by its score: as close as the k-th true one, it is one of the nearest, whichever of equal
     items the exhaustive search has put first.
     """
-    total = len(scores.queries)
+    total, largest = len(scores.queries), min(ks[-1], len(scores.gallery))
     sample = np.unique(np.linspace(0, total - 1, min(total, SAMPLE)).astype(int))
-    part = Scores(scores.embeddings, scores.queries[sample], scores.gallery, scores.metric, scores.groups)
-    largest = min(ks[-1], len(scores.gallery))
-    rankings = approximate(part, index, largest), search(part, largest)
-    found, true = (_exact(part, in_order(ranking, len(sample), largest)[0]) for ranking in rankings)
+    rankings = approximate(scores, index, largest, sample), search(scores, largest, queries=sample)
+    found, true = (exact(scores, sample, in_order(ranking, total, largest)[0][sample]) for ranking in rankings)
     result = {}
     for k in sorted({min(k, largest) for k in ks}):
         known = true[:, :k] > -np.inf
         last = np.where(known, true[:, :k], np.inf).min(1, keepdims=True)  # inf where a query has no neighbour
-        hit = (found[:, :k] >= last - part.tie) & (found[:, :k] > -np.inf)
+        hit = (found[:, :k] >= last - scores.tie) & (found[:, :k] > -np.inf)
         result[f"index_recall@{k}"] = float(hit.sum() / max(known.sum(), 1))
-    return result
-
-
-def _exact(scores: Scores, columns: Array) -> Array:
-    """``[B, K]`` float64 scores of the columns of each query; -inf where a column is -1."""
-    result = np.full(columns.shape, -np.inf)
-    row, place = (columns >= 0).nonzero()
-    result[row, place] = scores.pairs(row, columns[row, place])
     return result
 
 
 def save_index(path: str | Path, index: Any) -> None:
     """Write a FAISS index; ``faiss.read_index`` reads it."""
-    import faiss
+    faiss_for("an index on disk").write_index(index, str(path))
 
-    faiss.write_index(index, str(path))
+
+def faiss_for(use: str) -> Any:
+    """The library, which the exact search can do without.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ValueError(f"{use} needs FAISS: pip install faiss-gpu, or faiss-cpu") from error
+    return faiss

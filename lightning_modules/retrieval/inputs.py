@@ -1,7 +1,9 @@
-"""What the retrieval evaluator accepts: checked, on one device, in floating types that keep what was given."""
+"""What a retrieval evaluation accepts: checked, each item once, in floating types that keep what was given."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_modules.retrieval.scores import CHUNK, Array, Metric
+from lightning_modules.distributed import gather_objects, gather_sizes
+from lightning_modules.retrieval.scores import CHUNK, Array, Metric, pieces
 
 EXTREME = 1e150  # squares of larger numbers, and of smaller ones than its inverse, leave float64
 
@@ -88,10 +91,9 @@ def mask(name: str, values: Any, total: int) -> Array:
 
 def check_values(vectors_ND: Tensor, metric: Metric) -> None:
     """Refuse rows that cannot be ranked."""
-    step = max(CHUNK // vectors_ND.shape[1], 1)
     largest_N = vectors_ND.new_empty(len(vectors_ND))
-    for start in range(0, len(vectors_ND), step):
-        largest_N[start : start + step] = vectors_ND[start : start + step].abs().amax(1)  # NaN stays NaN
+    for part in pieces(len(vectors_ND), CHUNK // vectors_ND.shape[1]):
+        largest_N[part] = vectors_ND[part].abs().amax(1)  # NaN stays NaN
     smallest = max(torch.finfo(vectors_ND.dtype).tiny, 1 / EXTREME)
     bad, empty = (~(largest_N < EXTREME)).nonzero()[:, 0], (largest_N < smallest).nonzero()[:, 0]
     if len(bad):
@@ -104,3 +106,56 @@ def check_values(vectors_ND: Tensor, metric: Metric) -> None:
             f"{len(empty)} of {len(vectors_ND)} embeddings are zero or below {smallest:.2g}, the first is row "
             f"{int(empty[0])}; they have no cosine: use metric=l2, or see why the network gives zeros"
         )
+
+
+def gathered_once(index_ids: Any, *columns: Any) -> list[Any]:
+    """Columns ``[B, ...]`` (arrays or None) of this process -> those of all, one row for each id, in the order of ids.
+
+    Raises:
+        TypeError: ids that are not integers.
+    """
+    index = torch.as_tensor(index_ids)
+    if index.is_floating_point() or index.dtype == torch.bool or index.ndim != 1:
+        raise TypeError(f"index_ids have dtype {index.dtype} and shape {list(index.shape)}; they must be [N] integers")
+    given = [None if column is None else torch.as_tensor(column) for column in columns]
+    lengths = {len(column) for column in given if column is not None}
+    if lengths != {len(index)}:
+        raise ValueError(
+            f"{len(index)} index_ids for columns of {sorted(lengths)} rows; there must be one for each row"
+        )
+    sizes = gather_objects(len(index))
+    keep = first_of_each(gather_sizes(index, sizes))
+    return [None if column is None else gather_sizes(column, sizes)[keep.to(column.device)] for column in given]
+
+
+def first_of_each(index: Tensor) -> Tensor:
+    """Places of the rows to keep: one for each different index, in the order of indices (samplers repeat items)."""
+    order = torch.argsort(index, stable=True)
+    new = torch.ones(len(index), dtype=torch.bool, device=index.device)
+    new[1:] = index[order][1:] != index[order][:-1]
+    return order[new]
+
+
+def on_gpu(vectors: Tensor) -> Tensor:
+    """The rows on a GPU.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if vectors.is_cuda:
+        return vectors
+    if not torch.cuda.is_available():
+        raise ValueError("index=gpu, and there is no GPU that this PyTorch can use; set index=flat")
+    return vectors.cuda()
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Float32 products in full precision, whatever the program chose for its training, and nothing recorded."""
+    chosen = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(chosen)

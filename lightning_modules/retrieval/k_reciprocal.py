@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.retrieval.scores import CHUNK, Array, Scores
-from lightning_modules.retrieval.search import search
+from lightning_modules.retrieval.search import search, whole_rows
 
 LIMIT = 50_000  # items whose pairs are all looked at in minutes
 
@@ -81,11 +81,10 @@ class KReciprocalScores(Scores):
 
     def _largest(self) -> Array:
         """``[N]`` largest squared distance of each node to another."""
-        total, parts = len(self.graph.queries), []
-        for rows in np.array_split(np.arange(total), -(-total * total // CHUNK)):
-            tile = self.graph.tile(self.graph.rows(self.graph.queries[rows], torch.float64), rows, slice(0, total))
-            parts.append(tile.masked_fill(tile == -torch.inf, torch.inf).amin(1).cpu().numpy())
-        largest_N = self._distances(np.concatenate(parts))
+        largest_N = np.empty(len(self.graph.queries))
+        for rows, row_BN in whole_rows(self.graph, np.arange(len(largest_N))):
+            lowest = row_BN.masked_fill(row_BN == -torch.inf, torch.inf).amin(1)
+            largest_N[rows] = self._distances(lowest.cpu().numpy())
         return np.where(np.isfinite(largest_N) & (largest_N > 0), largest_N, 1.0)
 
     def _encode(self, near_NK: Array, k1: int, k2: int) -> None:
@@ -124,9 +123,8 @@ class KReciprocalScores(Scores):
         spans = [np.arange(self.first[n], self.first[n + 1]) for n in nodes]
         place, own = np.concatenate(spans), np.repeat(weights, [len(span) for span in spans])
         shared = np.bincount(self.holder[place], np.minimum(own, self.held[place]), len(self.rows_of))[self.node_G]
-        asked = self.rows(self.queries[[query]], torch.float64)
-        plain = super().tile(asked, np.array([query]), slice(0, len(self.gallery)))[0].cpu().numpy()
-        distance = self._distances(np.where(np.isfinite(plain), plain, 0)) / self.largest_N[node]
+        total = len(self.gallery)
+        distance = self._distances(super().pairs(np.full(total, query), np.arange(total))) / self.largest_N[node]
         return -((1 - self.weight) * (1 - shared / (2 - shared)) + self.weight * distance)
 
     def _rows(self, queries: Array) -> Array:
@@ -134,7 +132,7 @@ class KReciprocalScores(Scores):
             self.kept = queries, np.stack([self._row(query) for query in queries])
         return self.kept[1]
 
-    def tile(self, asked: Any, queries: Array, columns: slice, buffer: Tensor | None = None) -> Tensor:
+    def tile(self, asked: Any, queries: Array, columns: slice) -> Tensor:
         tile = torch.from_numpy(self._rows(queries)[:, columns].copy()).to(self.device)
         self._hide(tile, queries, columns)
         return tile

@@ -28,13 +28,14 @@ def expanded(scores: Scores, count: int, alpha: float = 3.0) -> Scores:
     """
     if scores.metric != "cosine":
         raise ValueError("query expansion weights neighbours by their cosine: set metric=cosine or query_expansion=0")
-    unit, total = scores.rows(scores.gallery, scores.embeddings.dtype)[0], len(scores.gallery)
+    unit, total = scores.rows(scores.gallery, scores.embeddings.dtype), len(scores.gallery)
     asked = torch.empty(len(scores.queries), unit.shape[1], dtype=unit.dtype, device=scores.device)
     for ranking in search(scores, min(count, total)):
         near = torch.from_numpy(ranking.columns).to(scores.device)
-        cosine = torch.from_numpy(ranking.scores).to(scores.device).clamp(min=0)
-        weight = torch.where(near >= 0, cosine**alpha, 0.0).to(unit.dtype)
-        own = scores.rows(scores.queries[ranking.queries], unit.dtype)[0]
+        asking = np.repeat(ranking.queries, ranking.columns.shape[1])  # in float64: a ranking may know less of them
+        cosine = torch.from_numpy(scores.pairs(asking, ranking.columns.ravel())).to(scores.device).view(near.shape)
+        weight = torch.where(near >= 0, cosine.clamp(min=0) ** alpha, 0.0).to(unit.dtype)
+        own = scores.rows(scores.queries[ranking.queries], unit.dtype)
         asked[ranking.queries] = torch.baddbmm(own[:, None], weight[:, None], unit[near.clamp(min=0)])[:, 0]
     matrix = torch.cat([unit, asked])
     queries = np.arange(total, len(matrix))

@@ -1,29 +1,76 @@
 """Ranks of relevant items in the whole gallery, by counting what scores more; no row of scores is kept.
 
-Shape legend: B queries, P relevant items of a query, padded, M gallery columns of a tile.
+What lies below the lowest relevant item of its query matters to nobody, and that is nearly all of a tile of float32
+scores. The rest finds its place among the query's relevant items by one binary search. What float32 cannot tell from
+a relevant item is compared with it in float64. Where that or the rest is too much, and for large classes, whole rows
+of float64 scores are sorted.
+
+Shape legend: B queries, P relevant items of a query, padded, G gallery, R relevant items of all queries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kernels.retrieval_metrics import RelevantRanks
-from lightning_modules.retrieval.above import MOST, Above, Items, TooClose
 from lightning_modules.retrieval.labels import Relevance
-from lightning_modules.retrieval.scores import CHUNK, Array, Scores
-from lightning_modules.retrieval.tiles import SIDE, triangle
-from lightning_modules.retrieval.whole_rows import from_whole_rows
+from lightning_modules.retrieval.scores import CHUNK, Array, Scores, pieces
+from lightning_modules.retrieval.search import BLOCK, whole_rows
 
-ROWS = 512  # queries that are counted at a time
-TOLD = 4096  # queries whose counts are told at a time
-SOME = 8192  # queries whose relevant items are put in order at a time
-SLOTS = 1 << 19  # relevant items and queries whose counts are kept at once
-FEW = 24  # relevant items of a query, on average, for which counting beats sorting: for first items and on a GPU
-PROBED = 32  # pairs of a query and a relevant item that are looked at first
-WORTH = 0.65  # share of the gallery that a query's relevant items may climb past: beyond it, sorting rows is faster
+TILE = 1 << 19  # scores that are made at a time
+CLOSE = 64  # comparisons in float64 to one relevant item, on average, from which on whole rows are faster
+MOST = 1 / 4  # of a tile may reach relevant items: beyond it, whole rows are faster
+FEW = 16  # relevant items of a query, on average, up to which counting beats whole rows
+APART = 8.0  # between the scores of one query and the next in one ascending list; scores lie between -2 and 1
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Relevant items of some queries, by falling score, equal ones by column; each query has at least one empty place.
+
+    Attributes:
+        queries: ``[B]`` positions among the queries.
+        score: ``[B, P]`` float64; -inf in empty places.
+        column: ``[B, P]`` positions in the gallery; -1 in empty places.
+        hits: ``[B, P]`` relevant items with the same score; 0 in empty places.
+    """
+
+    queries: Array
+    score: Array
+    column: Array
+    hits: Array
+
+    @classmethod
+    def of(cls, queries: Array, row_R: Array, column_R: Array, score_R: Array, tie: float) -> Items:
+        """From the place among ``queries``, the column and the score of each item; scores within ``tie`` are equal."""
+        order = np.lexsort((-score_R, row_R))
+        row, column, score = row_R[order], column_R[order], score_R[order]
+        new = np.ones(len(row), dtype=bool)
+        new[1:] = (row[1:] != row[:-1]) | ~(score[:-1] - score[1:] <= tie)
+        run = np.cumsum(new) - 1
+        order = np.lexsort((column, run))
+        place = np.arange(len(row)) - np.searchsorted(row, row)
+        shape = len(queries), int(place.max()) + 2
+        score_BP, column_BP, hits_BP = np.full(shape, -np.inf), np.full(shape, -1), np.zeros(shape, dtype=np.int64)
+        score_BP[row, place], column_BP[row, place] = score[order], column[order]
+        hits_BP[row, place] = np.bincount(run)[run]
+        return cls(queries, score_BP, column_BP, hits_BP)
+
+    def best(self) -> Items:
+        """The first item of each query and no other; its ``hits`` still count the others."""
+        shown = np.array([True, False])
+        score = np.where(shown, self.score[:, :2], -np.inf)
+        return Items(self.queries, score, np.where(shown, self.column[:, :2], -1), np.where(shown, self.hits[:, :2], 0))
+
+    def ranks(self, above: Array, tied: Array, before: Array) -> RelevantRanks:
+        """From what scores more, what scores the same, and what of this has a lower column; ``[B, P]`` each."""
+        fields = (above + before + 1, above, np.where(self.hits > 0, tied, 0), self.hits)
+        return RelevantRanks(*(torch.from_numpy(field[:, :-1].copy()) for field in fields))
 
 
 def ranks(
@@ -38,118 +85,112 @@ def ranks(
         first_only: the first relevant item of each query and no other; ``hits`` counts all that are tied with it.
         width: numbers that will be kept of a query, where they are more than its relevant items.
     """
-    few = bool(len(queries)) and not scores.whole_rows and _few(scores, relevance, queries, first_only)
-    slots = len(scores.queries) + int(relevance.total_Q.sum())
-    if few and scores.symmetric and not first_only and slots <= SLOTS and scores.device.type == "cpu":
-        try:
-            yield from _by_triangle(scores, relevance, queries, width)
-            return
-        except TooClose:
-            pass
-    left = [] if few else [queries]
-    for part in _parts(relevance, queries, ROWS, width) if few else ():
-        try:
-            items = Items.of(scores, relevance, part)
-            items = items.best() if first_only else items
-            count = _counted(scores, items) if scores.device.type == "cpu" else _counted_there(scores, items)
-        except TooClose:
-            left.append(part)
-        else:
-            yield part, _filled(items, slice(None), count.ranks())
-    yield from from_whole_rows(scores, relevance, np.sort(np.concatenate(left)) if left else queries[:0], first_only)
+    for part in _parts(relevance, queries, width):
+        few = first_only or relevance.total_Q[part].mean() <= FEW
+        counted = _counted(scores, relevance, part, first_only) if few and not scores.whole_rows else None
+        if counted is not None:
+            yield part, counted
+            continue
+        for rows, row_BG in whole_rows(scores, part):
+            yield rows, sorted_ranks(scores.tie, relevance, rows, row_BG.cpu().numpy(), first_only)
 
 
-def _few(scores: Scores, relevance: Relevance, queries: Array, first_only: bool) -> bool:
-    """Whether little enough stands before the relevant items of these queries, by a sample of their pairs."""
-    total = relevance.total_Q[queries]
-    if first_only or scores.device.type != "cpu":
-        return bool(total.mean() <= FEW)
-    end = np.cumsum(total)
-    pair = (np.arange(PROBED) + 0.5) / PROBED * end[-1]
-    place, first, times = np.unique(np.searchsorted(end, pair, "right"), return_index=True, return_counts=True)
-    if total[place].sum() > CHUNK // 4:  # classes of thousands
-        return False
-    sample = queries[place]
-    row, column = relevance.pairs(sample)
-    chosen = np.searchsorted(row, np.arange(len(sample))) + (pair[first] - (end - total)[place]).astype(int)
-    bound = torch.from_numpy((scores.pairs(sample, column[chosen]) - scores.error).astype(np.float32))[:, None]
-    reached = sum((tile >= bound).sum(1).numpy() for _, tile in _tiles(scores, sample, 2 * CHUNK))
-    passed = np.minimum(reached / len(scores.gallery), MOST)
-    return bool(total.mean() * np.average(passed, weights=times) <= WORTH)
-
-
-def _parts(relevance: Relevance, queries: Array, rows: int, width: int) -> Iterator[Array]:
-    """At most so many queries with about equally many relevant items, ascending."""
+def _parts(relevance: Relevance, queries: Array, width: int) -> Iterator[Array]:
+    """Some queries with about equally many relevant items, ascending."""
     queries, start = queries[np.argsort(relevance.total_Q[queries], kind="stable")], 0
     while start < len(queries):
-        part = queries[start : start + rows]
+        part = queries[start : start + BLOCK]
         part = part[: max(CHUNK // max(int(relevance.total_Q[part].max()), width), 1)]
         start += len(part)
         yield np.sort(part)
 
 
-def _by_triangle(
-    scores: Scores, relevance: Relevance, queries: Array, width: int
-) -> Iterator[tuple[Array, RelevantRanks]]:
-    """Every score serves both of its rows."""
-    every = np.arange(len(scores.queries))
-    items = Items.joined([Items.of(scores, relevance, part) for part in np.array_split(every, len(every) // SOME + 1)])
-    counts = _counted_on_both_sides(scores, items)
-    for part in _parts(relevance, queries, TOLD, width):
-        yield part, _filled(items, part, counts)
+def _counted(scores: Scores, relevance: Relevance, queries: Array, first_only: bool) -> RelevantRanks | None:
+    """Counted in float32; None where that tells too little, or costs too much."""
+    row, column = relevance.pairs(queries)
+    items = Items.of(queries, row, column, scores.pairs(queries[row], column), scores.tie)
+    items = items.best() if first_only else items
+    count = _Counts(scores, items)
+    asked, side = scores.asked(queries), min(TILE // len(queries), CHUNK * 8 // scores.embeddings.shape[1])
+    for columns in pieces(len(scores.gallery), side):
+        if not count.see(scores.tile(asked, queries, columns), columns.start):
+            return None
+    return items.ranks(*count.result())
 
 
-def _counted_on_both_sides(scores: Scores, items: Items) -> tuple[Array, Array, Array]:
-    count, total = Above(scores, items), len(scores.queries)
-    side = SIDE if total > 6 * SIDE else SIDE // 2  # half of the diagonal's tiles are wasted
-    buffer = torch.empty(min(side, total) ** 2, dtype=torch.float32)
-    for rows, columns, tile in triangle(scores, buffer):
-        count.see(tile, rows, columns.start, 0)
-        if rows != columns:
-            count.see(tile, columns, rows.start, 1)
-    count.finish()
-    return count.ranks()
+class _Counts:
+    """Gallery items that score more than each relevant one, or the same.
 
-
-def _filled(items: Items, rows: slice | Array, counts: tuple[Array, Array, Array]) -> RelevantRanks:
-    """From ``Above.ranks``."""
-    columns = (items.padded(values, rows).astype(np.int64) for values in (*counts, items.hits))
-    return RelevantRanks(*(torch.from_numpy(column) for column in columns))
-
-
-def _tiles(scores: Scores, queries: Array, size: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """Tiles of float32 scores of these queries with the whole gallery, and the first column of each.
-
-    Neither a tile nor the gallery rows that it is made of hold more than ``size`` numbers.
+    Attributes:
+        key: ``[B P]`` the items' scores, with their sign changed and those of each query apart: an ascending list.
     """
-    asked, total = scores.rows(scores.queries[queries]), len(scores.gallery)
-    side = min(max(size // max(len(queries), scores.embeddings.shape[1]), 1), total)
-    buffer = torch.empty(side * len(queries), dtype=torch.float32, device=scores.device)
-    for left in range(0, total, side):
-        yield left, scores.tile(asked, queries, slice(left, min(left + side, total)), buffer)
+
+    def __init__(self, scores: Scores, items: Items) -> None:
+        self.scores, self.items, self.shape = scores, items, items.score.shape
+        self.margin = scores.error + scores.tie + 2.0**-40
+        lowest = np.where(items.hits > 0, items.score, np.inf).min(1) - self.margin
+        lowest = np.nextafter(lowest.astype(np.float32), np.float32(-np.inf))
+        score = np.where(items.hits > 0, items.score, -APART / 2)  # empty places lie behind all
+        key = (np.arange(len(score))[:, None] * APART - score).ravel()
+        self.lowest, self.key = (torch.from_numpy(array).to(scores.device) for array in (lowest[:, None], key))
+        self.over, self.tied, self.before = (np.zeros(key.shape, dtype=np.int64) for _ in range(3))
+        self.left = CLOSE * len(key) + CHUNK // 8
+
+    def see(self, tile: Tensor, start: int) -> bool:
+        """Count the scores of a tile whose first column is ``start``; False where too many matter or are unclear."""
+        row, column = (tile >= self.lowest).nonzero(as_tuple=True)
+        if len(row) > MOST * tile.numel():
+            return False
+        key = row * APART - tile[row, column].double()
+        above = torch.searchsorted(self.key, key + self.margin, right=True)  # all items from here on score less
+        self.over += above.bincount(minlength=len(self.key)).cpu().numpy()
+        unclear = (self.key[(above - 1).clamp(min=0)] >= key - self.margin).nonzero()[:, 0]
+        key, column, above = key[unclear], column[unclear] + start, above[unclear]
+        sizes = above - torch.searchsorted(self.key, key - self.margin)
+        self.left -= int(sizes.sum())
+        if self.left < 0:
+            return False
+        size, answer, end = (tensor.cpu().numpy() for tensor in (sizes, column, above))
+        self._compare(np.repeat(answer, size), np.repeat(end - np.cumsum(size), size) + np.arange(size.sum()))
+        return True
+
+    def _compare(self, column: Array, slot: Array) -> None:
+        """Compare gallery items with relevant ones in float64."""
+        own_column, score = self.items.column.ravel()[slot], self.items.score.ravel()[slot]
+        own = column == own_column
+        np.add.at(self.tied, slot[own], 1)
+        column, slot, own_column, score = column[~own], slot[~own], own_column[~own], score[~own]
+        ahead = self.scores.pairs(self.items.queries[slot // self.shape[1]], column) - score
+        tied = np.abs(ahead) <= self.scores.tie
+        np.add.at(self.tied, slot[tied], 1)
+        np.add.at(self.before, slot[tied & (column < own_column)], 1)
+        # Counted at the item and taken away at the next: ``over`` counts for all that follow.
+        clear = slot[ahead > self.scores.tie]
+        np.add.at(self.over, clear, 1)
+        np.subtract.at(self.over, clear + 1, 1)
+
+    def result(self) -> tuple[Array, Array, Array]:
+        """Items above, tied, and tied before, ``[B, P]``."""
+        above, tied, before = (counts.reshape(self.shape) for counts in (self.over, self.tied, self.before))
+        return above.cumsum(1), tied, before
 
 
-def _counted(scores: Scores, items: Items) -> Above:
-    """Counted in float32 where that can tell."""
-    count, every = Above(scores, items), slice(0, len(items.queries))
-    for left, tile in _tiles(scores, items.queries, 2 * CHUNK):
-        count.see(tile, every, left, 0)
-    count.finish()
-    return count
-
-
-def _counted_there(scores: Scores, items: Items) -> Above:
-    """The same where the scores are: on a GPU."""
-    count = Above(scores, items)
-    score_BP = torch.from_numpy(items.padded(count.score, slice(None), np.inf)).to(scores.device)
-    margin, above_BP = float(count.margin), torch.zeros_like(score_BP, dtype=torch.int64)
-    for left, tile in _tiles(scores, items.queries, 64 * CHUNK):
-        for p in range(score_BP.shape[1]):
-            over = tile > score_BP[:, p, None] + margin
-            above_BP[:, p] += over.sum(1)
-            row, column = (over ^ (tile >= score_BP[:, p, None] - margin)).nonzero().cpu().numpy().T
-            count.later(column + left, items.first[row] + 1 + p)
-    place = torch.arange(score_BP.shape[1]) < torch.from_numpy(np.diff(items.first))[:, None] - 1
-    count.finish()
-    count.above[items.score < np.inf] += above_BP.cpu()[place].numpy()
-    return count
+def sorted_ranks(
+    tie: float, relevance: Relevance, queries: Array, row_BG: Array, first_only: bool = False
+) -> RelevantRanks:
+    """Ranks from whole rows of float64 scores."""
+    row, column = relevance.pairs(queries)
+    items = Items.of(queries, row, column, row_BG[row, column], tie)
+    items = items.best() if first_only else items
+    above, tied, before = (np.zeros(items.score.shape, dtype=np.int64) for _ in range(3))
+    for i, scores in enumerate(row_BG):
+        real = np.flatnonzero(items.hits[i])
+        score, ascending = items.score[i, real], np.sort(scores)
+        higher = np.searchsorted(ascending, score + tie, "right")
+        tied[i, real] = higher - np.searchsorted(ascending, score - tie)
+        above[i, real] = len(scores) - higher
+        for run in np.unique(above[i, real][tied[i, real] > 1]):
+            here = real[above[i, real] == run]
+            same = np.flatnonzero(np.abs(scores - items.score[i, here[0]]) <= tie)
+            before[i, here] = np.searchsorted(same, items.column[i, here])
+    return items.ranks(above, tied, before)

@@ -1,27 +1,31 @@
 """The exact nearest neighbours of every query: ranked by score, equal scores by gallery position.
 
-Float32 scores find the candidates, or bfloat16 ones where those are faster. A score is trusted as far as its rounding
-error allows: neighbours whose scores lie closer together are scored again in float64, and a query whose last neighbour
-cannot be told from those left out is asked again, in the end against its whole row of the gallery in float64. So the
-ranking is that of the true scores, duplicates and quantized embeddings included, at the price of float32.
+FAISS's exhaustive search finds the candidates by float32 scores. A score is trusted as far as its rounding error
+allows: neighbours whose scores lie closer together than that are scored again in float64, and a query whose last
+neighbour cannot be told from those left out is ranked against its whole row of the gallery in float64. So the ranking
+is that of the true scores, duplicates and quantized embeddings included, at the price of float32.
 
-Shape legend: B queries, K neighbours, L candidates, G gallery.
+Source: Johnson, Douze, Jegou, "Billion-scale similarity search with GPUs" (2017), arXiv 1702.08734.
+
+Shape legend: B queries, K neighbours, L candidates, G gallery, M gallery columns of a piece.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from lightning_modules.retrieval.coarse import Bounded, coarse
-from lightning_modules.retrieval.scores import CHUNK, Array, Scores
-from lightning_modules.retrieval.tiles import Candidates, in_blocks, nearest, selected
+from lightning_modules.retrieval.scores import CHUNK, Array, Scores, pieces
 
-SMALL = 512  # galleries that are ranked as a whole: faster than to look for candidates
+BLOCK = 2048  # queries that are searched at a time
+PIECE = 1 << 21  # numbers of the gallery rows that are searched at a time
 ROWS = 1 << 21  # float64 scores that are made at a time
+GROUP = 64  # items of a query's own group that a list makes room for
 Hits = Callable[[Array, Array], Array]  # (queries, columns) -> bool: is it relevant
 
 
@@ -46,42 +50,56 @@ class Ranking:
     last_hits: Array
 
 
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """Nearest gallery items of each query, best first.
+
+    Attributes:
+        queries: ``[Q]`` rows that asked.
+        ids: ``[Q, K]`` rows of the gallery items, -1 behind the last one.
+        scores: ``[Q, K]`` float32 cosines, or minus the squared distances; -inf behind the last one.
+    """
+
+    queries: Array
+    ids: Array
+    scores: Array
+
+
 def search(
-    scores: Scores, count: int, hits: Hits | None = None, candidates: Candidates | None = None
+    scores: Scores, count: int, hits: Hits | None = None, queries: Array | None = None, shards: int = 1
 ) -> Iterator[Ranking]:
     """The ``count`` nearest neighbours of each query, some queries at a time, in no particular order of the queries.
 
     Args:
         scores: of queries with the gallery.
         count: neighbours of a query, at least 1 and at most the size of the gallery.
-        hits: tells relevant columns, to count them in runs that reach beyond the last neighbour. The order among
-            neighbours closer than float32 can tell, all of them relevant or none, is then left as it is.
-        candidates: the ``reach(scores, count)`` best candidates of the queries that are ranked, found in another way
-            than by ``nearest``.
+        hits: tells relevant columns, to count them in runs that reach beyond the last neighbour.
+        queries: positions of the queries that are asked, ascending; all of them without.
+        shards: parts of the gallery that are searched one by one, at least.
     """
-    total = len(scores.gallery)
+    queries = np.arange(len(scores.queries)) if queries is None else queries
     wanted = reach(scores, count)
-    if scores.whole_rows or (candidates is None and (4 * wanted > total or total <= SMALL)):
-        yield from dense(scores, np.arange(len(scores.queries)), count, hits)
+    if scores.whole_rows or 4 * wanted > len(scores.gallery):
+        yield from dense(scores, queries, count, hits)
         return
-    found = coarse(scores, count, wanted) if candidates is None else None
-    if found is not None:
-        again: list[Array] = []
-        yield from _decided(scores, found, count, hits, again)
-        candidates = in_blocks(scores, wanted, np.concatenate(again))
-    single = (
-        (*part, part[1][:, -1].astype(np.float64) + scores.error) for part in candidates or nearest(scores, wanted)
-    )
-    left: list[Array] = []
-    yield from _decided(scores, single, count, hits, left)
+    left = [queries[:0]]
+    for part, score, column in candidates(scores, wanted, queries, shards):
+        last = score[:, -1:].copy()  # nothing that was left out scores more
+        score, column = _without_hidden(scores, part, score, column)
+        open_B = ~(score[:, count - 1] - last[:, 0] > 2 * scores.error + scores.tie)
+        left.append(part[open_B])
+        if not open_B.all():
+            yield _certified(scores, part[~open_B], score[~open_B], column[~open_B], count, hits)
     yield from dense(scores, np.concatenate(left), count, hits)
 
 
-def nearest_of(scores: Scores, queries: Array, count: int) -> Iterator[Ranking]:
-    """The same for a few queries, ascending."""
-    if scores.whole_rows:
-        return dense(scores, queries, count, None)
-    return search(scores, count, None, selected(scores, reach(scores, count), queries))
+def reach(scores: Scores, count: int) -> int:
+    """How many candidates are looked at: some more than asked for, to see that those left out are clearly worse, and
+    room for what the query must not see."""
+    room = 1
+    if scores.groups is not None:
+        room = min(int(np.unique(scores.groups[scores.gallery], return_counts=True)[1].max()), GROUP)
+    return min(count + room + max(4, count // 8), len(scores.gallery))
 
 
 def in_order(rankings: Iterable[Ranking], queries: int, count: int) -> tuple[Array, Array]:
@@ -92,78 +110,79 @@ def in_order(rankings: Iterable[Ranking], queries: int, count: int) -> tuple[Arr
     return columns, scores
 
 
-def _decided(
-    scores: Scores, candidates: Bounded, count: int, hits: Hits | None, left: list[Array]
-) -> Iterator[Ranking]:
-    """Rankings of the queries whose candidates decide them; the others are left."""
-    left.append(np.empty(0, dtype=np.int64))
-    for queries, score, column, outside in candidates:
-        open_B = _undecided(score, count, scores, outside)
-        if open_B.any():
-            left.append(queries[open_B])
-            queries, score, column = queries[~open_B], score[~open_B], column[~open_B]
-        if len(queries):
-            yield _certified(scores, queries, score, column, count, hits)
+def exact(scores: Scores, queries: Array, columns: Array) -> Array:
+    """``[B, K]`` float64 scores of the columns of some queries; -inf where a column is -1."""
+    result = np.full(columns.shape, -np.inf)
+    row, place = (columns >= 0).nonzero()
+    result[row, place] = scores.pairs(queries[row], columns[row, place])
+    return result
 
 
-def reach(scores: Scores, count: int) -> int:
-    """How many candidates are looked at: some more than asked for, to see that those left out are clearly worse."""
-    return min(count + max(4, count // 8), len(scores.gallery))
+def candidates(scores: Scores, count: int, queries: Array, shards: int = 1) -> Iterator[tuple[Array, Array, Array]]:
+    """The best columns of some queries by float32 scores, those that a query must not see among them.
 
-
-def _undecided(score_BL: Array, count: int, scores: Scores, outside_B: Array) -> Array:
-    """``[B]``: what was left out could belong among the first ``count``, or be tied with them.
-
-    Args:
-        score_BL: float32 scores of the candidates, descending.
-        count: neighbours that are asked for.
-        scores: their bounds.
-        outside_B: what was left out scores at most.
+    Yields:
+        queries ``[B]``, float64 scores ``[B, count]`` descending, columns ``[B, count]``.
     """
-    if score_BL.shape[1] == len(scores.gallery):
-        return np.zeros(len(score_BL), dtype=bool)
-    with np.errstate(invalid="ignore"):  # a short list: -inf - -inf
-        return score_BL[:, count - 1].astype(np.float64) - outside_B <= scores.error + scores.tie
+    total, width = len(scores.gallery), scores.embeddings.shape[1]
+    stretches = list(pieces(total, min(PIECE // width, 4 * BLOCK, -(-total // shards))))
+    for block in pieces(len(queries), min(BLOCK, 8 * CHUNK // (len(stretches) * count))):
+        part = queries[block]
+        asked = scores.asked(part)
+        # Made first: what a piece leaves would stand in the gap where the next one's rows should go.
+        value = asked.new_full((len(part), len(stretches) * count), -torch.inf)
+        column = torch.zeros_like(value, dtype=torch.int64)
+        for number, columns in enumerate(stretches):
+            here = slice(number * count, number * count + min(count, columns.stop - columns.start))
+            value[:, here], column[:, here] = nearest(asked, scores.answering(columns), here.stop - here.start)
+            column[:, here] += columns.start
+        best = value.topk(count, 1)
+        score = best.values - scores.offset(part)
+        yield part, score.double().cpu().numpy(), column.gather(1, best.indices).cpu().numpy()
+
+
+def nearest(asked_BD: Tensor, rows_MD: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` largest products of each row with others, and which: by FAISS, or by PyTorch without it and for
+    rows on a GPU."""
+    with suppress(ImportError):
+        if not asked_BD.is_cuda:
+            import faiss
+
+            found = faiss.knn(asked_BD.numpy(), rows_MD.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
+            return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+    return (asked_BD @ rows_MD.T).topk(count, 1)
+
+
+def _without_hidden(scores: Scores, queries: Array, score_BL: Array, column_BL: Array) -> tuple[Array, Array]:
+    """What a query must not see becomes -inf and -1, at the end."""
+    hidden_BL = scores.hidden(queries, column_BL)
+    score_BL, column_BL = np.where(hidden_BL, -np.inf, score_BL), np.where(hidden_BL, -1, column_BL)
+    return _ordered(score_BL, column_BL)
+
+
+def _ordered(score_BL: Array, column_BL: Array) -> tuple[Array, Array]:
+    order = np.argsort(-score_BL, axis=1, kind="stable")
+    return np.take_along_axis(score_BL, order, 1), np.take_along_axis(column_BL, order, 1)
 
 
 def _certified(
     scores: Scores, queries: Array, score_BL: Array, column_BL: Array, count: int, hits: Hits | None
 ) -> Ranking:
     """Put candidates in their true order: those too close for float32 are scored again."""
-    exact_BL = score_BL.astype(np.float64)
-    real_BL = column_BL >= 0
-    with np.errstate(invalid="ignore"):
-        near_BL = exact_BL[:, :-1] - exact_BL[:, 1:] <= 2 * scores.error + scores.tie
-    near_BL &= real_BL[:, 1:]
-    relevant_BL = None if hits is None else hits(queries[:, None], column_BL)
-    row, place = _again(near_BL, relevant_BL).nonzero()
-    if len(row):
-        exact_BL[row, place] = scores.pairs(queries[row], column_BL[row, place])
-    mixed = np.flatnonzero(near_BL.any(1))
-    order = np.argsort(-exact_BL[mixed], axis=1, kind="stable")
-    exact_BL[mixed] = np.take_along_axis(exact_BL[mixed], order, 1)
-    column_BL = column_BL.copy()
-    column_BL[mixed] = np.take_along_axis(column_BL[mixed], order, 1)
-    run_BL = runs(exact_BL, scores.tie)
+    near_BL = np.zeros((len(queries), score_BL.shape[1] + 1), dtype=bool)
+    with np.errstate(invalid="ignore"):  # behind the last item: -inf - -inf
+        near_BL[:, 1:-1] = score_BL[:, :-1] - score_BL[:, 1:] <= 2 * scores.error + scores.tie
+    row, place = (near_BL[:, 1:] | near_BL[:, :-1]).nonzero()
+    score_BL[row, place] = scores.pairs(queries[row], column_BL[row, place])
+    score_BL, column_BL = _ordered(score_BL, column_BL)
+    run_BL = runs(score_BL, scores.tie)
     sort_runs(column_BL, run_BL)
     in_last_BL = run_BL == run_BL[:, count - 1, None]
     found = np.zeros(len(queries), dtype=np.int64)
     if hits is not None:
         found = (hits(queries[:, None], column_BL) & in_last_BL).sum(1)
     first_BL = first_of_run(run_BL)
-    return Ranking(queries, column_BL[:, :count], exact_BL[:, :count], first_BL[:, :count], in_last_BL.sum(1), found)
-
-
-def _again(near_BL: Array, relevant_BL: Array | None) -> Array:
-    """``[B, L]`` what must be scored again: neighbours that lie close to others, some relevant and some not."""
-    pad = np.zeros((len(near_BL), 1), dtype=bool)
-    joined_BL = np.concatenate([pad, near_BL], axis=1)
-    if relevant_BL is None:
-        return joined_BL | np.concatenate([near_BL, pad], axis=1)
-    group_BL = np.cumsum(~joined_BL).reshape(joined_BL.shape)
-    mixed = np.zeros(int(group_BL[-1, -1]) + 1 if group_BL.size else 1, dtype=bool)
-    mixed[group_BL[:, 1:][near_BL & (relevant_BL[:, 1:] != relevant_BL[:, :-1])]] = True
-    return mixed[group_BL]
+    return Ranking(queries, column_BL[:, :count], score_BL[:, :count], first_BL[:, :count], in_last_BL.sum(1), found)
 
 
 def runs(score_BL: Array, tie: float) -> Array:
@@ -193,46 +212,36 @@ def dense(scores: Scores, queries: Array, count: int, hits: Hits | None) -> Iter
         yield _ranked_rows(scores, part, row_BG, count, hits)
 
 
-def whole_rows(scores: Scores, queries: Array) -> Iterator[tuple[Array, torch.Tensor]]:
+def whole_rows(scores: Scores, queries: Array) -> Iterator[tuple[Array, Tensor]]:
     """Float64 scores of some queries, ascending, with the whole gallery; the next ones overwrite them."""
     total = len(scores.gallery)
     size = min(max(ROWS // total, 1), max(len(queries), 1))
-    side = max(CHUNK // scores.embeddings.shape[1], 1)
-    # Memory that is made once: pieces of changing size would leave gaps between each other.
-    kept, buffer = (torch.empty(size * n, dtype=torch.float64, device=scores.device) for n in (total, min(side, total)))
-    for start in range(0, len(queries), size):
-        part = queries[start : start + size]
-        asked = scores.rows(scores.queries[part], torch.float64)
-        row_BG = kept[: len(part) * total].view(len(part), total)
-        for left in range(0, total, side):
-            columns = slice(left, min(left + side, total))
-            row_BG[:, columns] = scores.tile(asked, part, columns, buffer)
+    kept = torch.empty(size, total, dtype=torch.float64, device=scores.device)
+    for block in pieces(len(queries), size):
+        part = queries[block]
+        asked, row_BG = scores.asked(part, torch.float64), kept[: len(part)]
+        for columns in pieces(total, 4 * CHUNK // scores.embeddings.shape[1]):
+            row_BG[:, columns] = scores.tile(asked, part, columns)
         yield part, row_BG
 
 
-def _ranked_rows(scores: Scores, queries: Array, row_BG: torch.Tensor, count: int, hits: Hits | None) -> Ranking:
+def _ranked_rows(scores: Scores, queries: Array, row_BG: Tensor, count: int, hits: Hits | None) -> Ranking:
     """The first ``count`` of whole rows; of those tied with the last, the ones of lowest column."""
     found = row_BG.topk(count, 1)
     value, column = found.values.cpu().numpy(), found.indices.cpu().numpy()
-    score_BG = row_BG.cpu().numpy()
-    edge = value[:, -1:].copy()
+    score_BG, edge = row_BG.cpu().numpy(), value[:, -1:]
     run = runs(value, scores.tie)
-    first = value[np.arange(len(value)), (run == run[:, -1:]).argmax(1)][:, None]  # the highest of the last run
+    inside = run != run[:, -1:]
+    first = value[np.arange(len(value)), inside.sum(1)][:, None]  # the highest of the last run
     with np.errstate(invalid="ignore"):
         tied = (score_BG >= edge - scores.tie) & (score_BG <= first) & (edge > -np.inf)
-    size = tied.sum(1)
-    last_hits = np.zeros(len(queries), dtype=np.int64)
     row, place = tied.nonzero()
+    size, last_hits = tied.sum(1), np.zeros(len(queries), dtype=np.int64)
     if hits is not None:
         last_hits = np.bincount(row, hits(queries[row], place), len(queries)).astype(np.int64)
-    inside = run != run[:, -1:]
     sort_runs(column, run)
-    above = inside.sum(1)
-    begin = np.cumsum(size) - size
-    rank = above[row] + np.arange(len(row)) - begin[row]
+    rank = inside.sum(1)[row] + np.arange(len(row)) - (np.cumsum(size) - size)[row]
     keep = rank < count
     column[row[keep], rank[keep]] = place[keep]
     column[value == -np.inf] = -1
-    size = np.where(edge[:, 0] > -np.inf, size, 1)
-    starts = first_of_run(run)
-    return Ranking(queries, column, value, starts, size, last_hits)
+    return Ranking(queries, column, value, first_of_run(run), np.maximum(size, 1), last_hits)

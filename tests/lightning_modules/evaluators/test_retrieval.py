@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lightning_modules.evaluators.retrieval import RetrievalEvaluator
+from lightning_modules.retrieval import ranks as ranks_module
 from lightning_modules.retrieval import search as search_module
-from lightning_modules.retrieval import tiles
 
 TIES = ["index", "optimistic", "pessimistic", "expected"]
 
@@ -83,14 +83,15 @@ def case(rng, trial, largest):
     return rows, rng.integers(0, 4, total), [mask if mask.any() else ~mask for mask in masks], groups
 
 
-@pytest.mark.parametrize("small", [512, 0], ids=["whole rows", "tiles"])
+@pytest.mark.parametrize("few", [0, 1000], ids=["whole rows", "counted"])
 @pytest.mark.parametrize("ties", TIES)
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
-def test_equals_brute_force(monkeypatch, metric, ties, small):
-    monkeypatch.setattr(search_module, "SMALL", small)
+def test_equals_brute_force(monkeypatch, metric, ties, few):
+    monkeypatch.setattr(ranks_module, "FEW", few)
+    monkeypatch.setattr(ranks_module, "MOST", 1)
     rng = np.random.default_rng(3)
     for trial in range(12 if ties == "expected" else 30):
-        monkeypatch.setattr(tiles, "SIDE", int(rng.choice([4, 8, 2048])))
+        monkeypatch.setattr(search_module, "BLOCK", int(rng.choice([4, 8, 2048])))
         rows, labels, (is_query, is_gallery), groups = case(rng, trial, 8 if ties == "expected" else 30)
         ks = (1, 2, 3, len(rows) + 2)
         expected, lone = brute_force(rows, labels, metric, ties, ks, is_query, is_gallery, groups)

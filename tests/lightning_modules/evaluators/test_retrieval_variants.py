@@ -1,6 +1,7 @@
 """Indices, query expansion, k-reciprocal re-ranking, clusters, files, and the evaluator on a network."""
 
 import math
+import sys
 
 import faiss
 import numpy as np
@@ -10,8 +11,7 @@ import torch
 from kernels.batch import Batch
 from lightning_modules.evaluators.base import EvaluationData
 from lightning_modules.evaluators.retrieval import RetrievalEvaluator
-from lightning_modules.retrieval.clusters import cluster_metrics, mutual_information
-from lightning_modules.retrieval.files import load_neighbours, save_neighbours
+from lightning_modules.retrieval.clusters import cluster_metrics
 from lightning_modules.retrieval.index import build, faiss_rows, index_recall, save_index
 from lightning_modules.retrieval.k_reciprocal import LIMIT, KReciprocalScores
 from lightning_modules.retrieval.labels import Relevance
@@ -116,9 +116,6 @@ def test_neighbours_and_index_on_disk(tmp_path):
     nearest = distance.topk(4, largest=False)
     assert np.array_equal(found.ids, nearest.indices.numpy() + 30) and np.array_equal(found.queries, np.arange(30))
     assert np.allclose(-found.scores, nearest.values.square().numpy(), rtol=1e-4)
-    save_neighbours(tmp_path / "neighbours", found)
-    again = load_neighbours(tmp_path / "neighbours")
-    assert all(np.array_equal(getattr(again, name), getattr(found, name)) for name in ("queries", "ids", "scores"))
     save_index(tmp_path / "gallery.faiss", build(scores_of(rows), "flat"))
     index = faiss.read_index(str(tmp_path / "gallery.faiss"))
     unit = torch.nn.functional.normalize(rows)
@@ -139,7 +136,7 @@ def test_query_expansion_by_hand():
         expected[position] = -torch.inf
         scores = expanded(scores_of(rows.double()), 3)
         one = np.array([position])
-        found = scores.tile(scores.rows(scores.queries[one], torch.float64), one, slice(0, 120))[0]
+        found = scores.tile(scores.asked(one, torch.float64), one, slice(0, 120))[0]
         assert torch.allclose(found, expected, atol=1e-12)
     plain, wide = (RetrievalEvaluator(query_expansion=count)(rows, labels) for count in (0, 5))
     assert wide["map@r"] > plain["map@r"] + 0.01, "classes of twelve items gain by it"
@@ -202,26 +199,6 @@ def test_k_reciprocal_helps_and_refuses():
     many = torch.ones(LIMIT + 1, 1)
     with pytest.raises(ValueError, match=f"every pair of {LIMIT + 1} items"):
         RetrievalEvaluator(rerank={})(many, torch.zeros(LIMIT + 1, dtype=torch.int64))
-
-
-def test_mutual_information_by_hand():
-    classes, clusters = np.array([0, 0, 1, 1, 2, 2, 2, 2]), np.array([0, 0, 0, 1, 1, 2, 2, 2])
-
-    def information(a, b):
-        joint, total = {}, len(a)
-        for pair in zip(a, b, strict=True):
-            joint[pair] = joint.get(pair, 0) + 1
-        return sum(n / total * math.log(n * total / (sum(a == i) * sum(b == j))) for (i, j), n in joint.items())
-
-    mean = (information(classes, classes) + information(clusters, clusters)) / 2
-    rng = np.random.default_rng(0)
-    chance = np.mean([information(classes, rng.permutation(clusters)) for _ in range(4000)])
-    nmi, ami = mutual_information(classes, clusters)
-    assert nmi == pytest.approx(information(classes, clusters) / mean, abs=1e-12)
-    assert ami == pytest.approx((information(classes, clusters) - chance) / (mean - chance), abs=0.02)
-    assert mutual_information(classes, classes) == pytest.approx((1, 1))
-    assert mutual_information(np.zeros(5), np.ones(5)) == (1.0, 1.0)
-    assert mutual_information(classes, np.arange(8))[1] == pytest.approx(0, abs=1e-9), "singletons say nothing"
 
 
 def test_clusters_of_the_evaluator():
@@ -311,3 +288,15 @@ def test_the_default_dtype_of_the_program_does_not_matter(full_map):
     finally:
         torch.set_default_dtype(torch.float32)
     assert found == expected
+
+
+@pytest.mark.parametrize("full_map", [True, False])
+def test_without_faiss_the_numbers_are_the_same(monkeypatch, full_map):
+    rows, labels = clustered(900)
+    expected = RetrievalEvaluator(full_map=full_map)(rows, labels)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert RetrievalEvaluator(full_map=full_map)(rows, labels) == pytest.approx(expected, abs=1e-12)
+    with pytest.raises(ValueError, match="index=hnsw, needs FAISS: pip install faiss"):
+        RetrievalEvaluator(full_map=False, index="hnsw")(rows, labels)
+    with pytest.raises(ValueError, match="clusters=true needs FAISS: pip install faiss"):
+        RetrievalEvaluator(full_map=full_map, clusters=True)(rows, labels)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_modules.retrieval.files import Neighbours
-from lightning_modules.retrieval.view import POINTS, at_cutoffs, embedding_map, galleries
+from lightning_modules.evaluators.retrieval_view import POINTS, at_cutoffs, embedding_map, galleries
+from lightning_modules.retrieval.search import Neighbours
 
 LABELS = np.array([0, 0, 0, 1, 1, 7])
 IDS = np.array([[1, 2, 3], [3, 0, 4], [3, 4, 5], [4, 0, 1], [0, 3, -1], [0, 1, 2]])

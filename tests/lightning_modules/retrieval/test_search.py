@@ -1,15 +1,14 @@
-"""The exact search against whole float64 rows that are sorted, whatever the sizes of tiles, lists and queues."""
+"""The exact search against whole float64 rows that are sorted, whatever the sizes of blocks, pieces and lists."""
+
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from lightning_modules.retrieval import best, tiles
-from lightning_modules.retrieval import coarse as coarse_module
 from lightning_modules.retrieval import search as search_module
-from lightning_modules.retrieval.index import sharded
 from lightning_modules.retrieval.scores import Scores
-from lightning_modules.retrieval.search import dense, in_order, reach, search
+from lightning_modules.retrieval.search import candidates, dense, in_order, search
 
 
 def rows_of(kind, total, width, rng):
@@ -67,20 +66,13 @@ def check(rankings, rows, metric, queries, gallery, count, groups, hits):
 @pytest.mark.parametrize("kind", ["generic", "quantized", "copies", "constant"])
 def test_search(monkeypatch, kind, metric):
     rng = np.random.default_rng(5)
-    monkeypatch.setattr(search_module, "SMALL", 0)
     for trial in range(9):
         total, width = int(rng.integers(120, 300)), int(rng.choice([3, 8, 40]))
         count = int(rng.integers(1, total // 6 - 5))
-        monkeypatch.setattr(tiles, "SIDE", int(rng.choice([16, 64, 2048])))
-        monkeypatch.setattr(tiles, "MANY", int(rng.choice([1, 1 << 20])))
-        monkeypatch.setattr(best, "PENDING", int(rng.choice([50, 1 << 19])))
-        monkeypatch.setattr(best, "NUMBERS", int(rng.choice([64, 1 << 18])))
-        monkeypatch.setattr(tiles, "PENDING", int(rng.choice([50, 1 << 15])))
-        monkeypatch.setattr(tiles, "TOLD", int(rng.choice([64, 1 << 17])))
-        monkeypatch.setattr(tiles, "STATE_BYTES", int(rng.choice([0, 1 << 30])))
-        monkeypatch.setattr(coarse_module, "has_fast_bfloat16", lambda trial=trial: trial % 2 == 0)
-        monkeypatch.setattr(coarse_module, "SIDE", 16)
-        monkeypatch.setattr(coarse_module, "OPEN", float(rng.choice([0.05, 1])))
+        monkeypatch.setattr(search_module, "BLOCK", int(rng.choice([7, 64, 2048])))
+        monkeypatch.setattr(search_module, "PIECE", int(rng.choice([100, 1000, 1 << 21])))
+        monkeypatch.setattr(search_module, "GROUP", int(rng.choice([0, 64])))
+        monkeypatch.setattr(search_module, "ROWS", int(rng.choice([1000, 1 << 21])))
         rows, every = rows_of(kind, total, width, rng), np.arange(total)
         queries = every if trial % 3 else np.flatnonzero(rng.random(total) < 0.5)
         gallery = every if trial % 3 else np.flatnonzero(rng.random(total) < 0.7)
@@ -109,20 +101,46 @@ def test_shards_are_one_gallery(kind):
     rows, every = rows_of(kind, 800, 8, rng), np.arange(800)
     groups = rng.integers(-1, 30, 800)
     scores = Scores(rows, every, every, "cosine", groups)
-    whole = list(search(scores, 6))
-    for shards in (1, 2, 7):
-        parts = list(search(scores, 6, None, sharded(scores, reach(scores, 6), shards)))
-        columns = (in_order(rankings, 800, 6)[0] for rankings in (whole, parts))
-        assert np.array_equal(*columns)
+    whole = in_order(search(scores, 6), 800, 6)[0]
+    for shards in (2, 7):
+        assert np.array_equal(whole, in_order(search(scores, 6, shards=shards), 800, 6)[0])
 
 
-def test_the_search_of_a_gpu_finds_the_same(monkeypatch):
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_without_faiss_and_on_a_gpu_pytorch_finds_the_same(monkeypatch, metric):
     """Its code runs on any device; here on the CPU."""
+    monkeypatch.setitem(sys.modules, "faiss", None)
     rng = np.random.default_rng(2)
     rows, every = rows_of("copies", 900, 8, rng), np.arange(900)
-    scores = Scores(rows, every, every)
-    found = search(scores, 5, None, tiles.selected(scores, reach(scores, 5), np.arange(len(scores.queries))))
+    scores = Scores(rows, every, every, metric)
+    found = search(scores, 5)
     assert np.array_equal(*(in_order(rankings, 900, 5)[0] for rankings in (found, dense(scores, every, 5, None))))
+
+
+def test_some_queries_alone():
+    rows, every = rows_of("copies", 900, 8, np.random.default_rng(2)), np.arange(900)
+    scores, some = Scores(rows, every, every), np.array([3, 4, 500, 899])
+    whole, part = (in_order(search(scores, 5, queries=asked), 900, 5)[0] for asked in (None, some))
+    assert np.array_equal(whole[some], part[some]) and (part[5] == -1).all()
+
+
+def test_few_queries_go_to_whole_rows(monkeypatch):
+    """Generic rows are decided by their candidates; those with more copies than a list holds are not."""
+    asked = []
+
+    def counting(scores, queries, count, hits):
+        asked.append(len(queries))
+        return dense(scores, queries, count, hits)
+
+    monkeypatch.setattr(search_module, "dense", counting)
+    rng = np.random.default_rng(0)
+    rows = torch.from_numpy(rng.standard_normal((2000, 16))).float()
+    rows = torch.cat([rows, rows[:1].expand(30, 16)])
+    every = np.arange(len(rows))
+    scores = Scores(rows, every, every)
+    found = in_order(search(scores, 10), 2030, 10)[0]
+    assert 31 <= asked[0] < 60
+    assert np.array_equal(found, in_order(dense(scores, every, 10, None), 2030, 10)[0])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -130,29 +148,6 @@ def test_on_a_gpu():
     rows, every = rows_of("copies", 3000, 16, np.random.default_rng(2)), np.arange(3000)
     both = [list(search(Scores(x, every, every), 9)) for x in (rows, rows.cuda())]
     assert np.array_equal(*(in_order(rankings, 3000, 9)[0] for rankings in both))
-
-
-@pytest.mark.parametrize("length", [1.0, 3.0, 1e30, 1e-30])
-@pytest.mark.parametrize("queries", [2048, 700])
-def test_bfloat16_candidates_become_exact_neighbours(monkeypatch, queries, length):
-    """The scores of unit rows and of others; a query that bfloat16 leaves undecided is asked again."""
-    monkeypatch.setattr(coarse_module, "has_fast_bfloat16", lambda: True)
-    monkeypatch.setattr(coarse_module, "SIDE", 512)
-    again = []
-
-    def counting(scores, count, ids, *precision):
-        again.append(len(ids))
-        return tiles.in_blocks(scores, count, ids, *precision)
-
-    monkeypatch.setattr(search_module, "in_blocks", counting)
-    rng = np.random.default_rng(0)
-    rows = torch.from_numpy(rng.standard_normal((2048, 16))).float()
-    rows = length * torch.nn.functional.normalize(torch.cat([rows, rows[:300], rows[:300]]), dim=1)
-    total = len(rows)
-    scores = Scores(rows, np.arange(queries), np.arange(total))
-    found, true = (in_order(x, queries, 10) for x in (search(scores, 10), dense(scores, np.arange(queries), 10, None)))
-    assert np.array_equal(found[0], true[0]) and np.abs(found[1] - true[1]).max() < 1e-6
-    assert 0 < again[0] < queries / 4
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
@@ -168,28 +163,20 @@ def test_rows_of_any_length(length, dtype, metric):
     assert np.mean(np.equal(*columns)) > 0.999  # rounding of the rows may swap neighbours
 
 
-def test_bfloat16_scores_are_within_their_bound():
-    rng = np.random.default_rng(3)
-    for width, shift in ((3, 0), (128, 0), (700, 3)):
-        rows, every = torch.from_numpy(rng.standard_normal((300, width)) + shift).float(), np.arange(300)
-        scores = Scores(rows, every, every)
-        rough = scores.tile(scores.rows(every, torch.bfloat16), every, slice(0, 300)).double()
-        exact = torch.from_numpy(scores.pairs(np.repeat(every, 300), np.tile(every, 300))).view(300, 300)
-        off = ~torch.eye(300, dtype=torch.bool)
-        bound = coarse_module._error(scores) + coarse_module.HALF * rough.abs()
-        assert ((rough - exact).abs() <= bound)[off].all()
-        assert (rough - exact)[off].abs().max() > bound[off].min() / 30  # not by far
-
-
-def test_float32_scores_are_within_their_bound():
-    """The bound that decides which comparisons are trusted, for both metrics and for rows far from the origin."""
+@pytest.mark.parametrize("queries", [300, 7])
+def test_float32_scores_are_within_their_bound(queries):
+    """The bound that decides which comparisons are trusted: of FAISS and of tiles, for both metrics, for many queries
+    and for few (which FAISS multiplies in another way), and for rows far from the origin."""
     rng = np.random.default_rng(3)
     for metric, width, shift in (("cosine", 5, 0), ("cosine", 700, 3), ("l2", 64, 0), ("l2", 64, 100)):
         rows, every = torch.from_numpy(rng.standard_normal((300, width)) + shift).float(), np.arange(300)
-        scores = Scores(rows, every, every, metric)
-        single = scores.tile(scores.rows(every), every, slice(0, 300)).double()
-        exact = torch.from_numpy(scores.pairs(np.repeat(every, 300), np.tile(every, 300))).view(300, 300)
-        double = scores.tile(scores.rows(every, torch.float64), every, slice(0, 300))
-        off = ~torch.eye(300, dtype=torch.bool)
+        asked = every[:queries]
+        scores = Scores(rows, asked, every, metric)
+        single = scores.tile(scores.asked(asked), asked, slice(0, 300)).double()
+        double = scores.tile(scores.asked(asked, torch.float64), asked, slice(0, 300))
+        exact = torch.from_numpy(scores.pairs(np.repeat(asked, 300), np.tile(every, queries))).view(queries, 300)
+        off = ~torch.eye(300, dtype=torch.bool)[:queries]
         assert (single - exact)[off].abs().max() <= scores.error
         assert (double - exact)[off].abs().max() <= scores.tie
+        ((_, score, column),) = candidates(scores, 300, asked)
+        assert (torch.from_numpy(score) - exact.gather(1, torch.from_numpy(column))).abs().max() <= scores.error

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from lightning_modules.evaluators.result import Curve, RankedImage, RankedQuery, Scatter, Table
-from lightning_modules.retrieval.files import Neighbours
 from lightning_modules.retrieval.measure import ClassSums
+from lightning_modules.retrieval.search import Neighbours
 
 SHOWN = 10  # neighbours of a query
 POINTS = 4000  # of the map
@@ -34,11 +34,12 @@ def worst_classes(sums: ClassSums, classes: Array, names: tuple[str, ...], lone:
     rows: list[list[str | float | int | None]] = []
     for place in np.argsort(means[:, -1], kind="stable")[:WORST]:
         label = int(classes[asked[place]])
-        rows.append([_name(label, names), int(sums.queries[asked[place]]), *means[place].tolist()])
+        rows.append([name_of(label, names), int(sums.queries[asked[place]]), *means[place].tolist()])
     return {"Classes with the lowest map@r": Table(["class", "queries", *shown], rows)}
 
 
-def _name(label: int, names: tuple[str, ...]) -> str:
+def name_of(label: int, names: tuple[str, ...]) -> str:
+    """Name of a class, or its number where it has none."""
     return names[label] if 0 <= label < len(names) else str(label)
 
 
@@ -75,14 +76,14 @@ def galleries(
         row = int(neighbours.ids[query, place])
         own = int(index[row])
         hit, score_of = bool(hits[query, place]), float(neighbours.scores[query, place])
-        return RankedImage(picture(own), _name(int(labels[row]), names), hit, score_of, own)
+        return RankedImage(picture(own), name_of(int(labels[row]), names), hit, score_of, own)
 
     def shown(query: int) -> RankedQuery:
         row = int(neighbours.queries[query])
         places = np.flatnonzero(neighbours.ids[query] >= 0)
         own = int(index[row])
         images = [image(query, int(place)) for place in places]
-        label = _name(int(labels[row]), names)
+        label = name_of(int(labels[row]), names)
         return RankedQuery(picture(own), label, own, float(score[query]), images, f"average precision at {SHOWN}")
 
     return {title: [shown(int(query)) for query in rows] for title, rows in chosen.items()}
@@ -125,7 +126,7 @@ def embedding_map(
         note = f"the two directions of largest variance, {sum(shares):.0%} of all; what overlaps here may lie apart"
         labelled = (f"first direction ({shares[0]:.0%})", f"second direction ({shares[1]:.0%})")
     used, group = np.unique(labels[steps], return_inverse=True)
-    shown = [_name(label, names) for label in used.tolist()]
+    shown = [name_of(label, names) for label in used.tolist()]
     return Scatter(plane[:, 0].tolist(), plane[:, 1].tolist(), group.tolist(), shown, *labelled, note)
 
 
