@@ -125,6 +125,10 @@ class ImageData(RangeChecked, NoisyLabels, lightning.LightningDataModule):
         """The test image with this ``Batch.index`` as the network sees it, ``[H, W, 3]`` uint8."""
         raise NotImplementedError(f"{type(self).__name__} must define test_picture(index)")
 
+    def test_paths(self) -> list[str] | None:
+        """File of each test image by ``Batch.index``; None where images come from no files."""
+        return None
+
     def setup(self, stage: str | None = None) -> None:
         """Read and split the set; does nothing the second time."""
         if self._ready:

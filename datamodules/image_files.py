@@ -130,6 +130,10 @@ class ImageFiles(ImageData):
     def test_picture(self, index: int) -> np.ndarray:
         return self.source("test").picture(index)
 
+    def test_paths(self) -> list[str] | None:
+        files = self.source("test").files
+        return [str(files[index]) for index in range(len(files))]
+
 
 def checked_sizes(image_size: int, resize_size: int | None, interpolation: Any) -> tuple[int, Any]:
     """``resize_size`` with its default filled in, and the interpolation; ValueError where they make no sense."""

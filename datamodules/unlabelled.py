@@ -1,4 +1,4 @@
-"""A folder of images without labels, for prediction."""
+"""A folder of images without labels, or one image, for prediction and queries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Unlabelled(RangeChecked):
 
     Args:
         preprocessing: what ``ImageData.preprocessing()`` of the training data said.
-        root: the folder.
+        root: the folder, or the file of one image.
         eval_batch_size: images of a batch.
         num_workers: loader processes.
         max_pixels: refuse larger images.
@@ -34,7 +34,7 @@ class Unlabelled(RangeChecked):
         paths: relative to ``root``; ``Batch.index`` is the position in this list.
 
     Raises:
-        FileNotFoundError: there is no such folder or no image in it.
+        FileNotFoundError: there is no such folder or file, or no image in it.
 
     Example:
         data = Unlabelled(trained_on.preprocessing(), root="photos")
@@ -51,11 +51,15 @@ class Unlabelled(RangeChecked):
         num_workers: Annotated[int, "0 <= x <= 1024"] = 0,
         max_pixels: Annotated[int, "x >= 1"] = MAX_PIXELS,
     ) -> None:
-        folder = Path(os.path.expanduser(root))
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder.absolute()}; data.root must be a folder of images")
-        left = LeftOut()
-        self.paths = images_below(folder, left)
+        folder, left = Path(os.path.expanduser(root)), LeftOut()
+        if folder.is_file():
+            folder, self.paths = folder.parent, [folder.name]
+        elif folder.is_dir():
+            self.paths = images_below(folder, left)
+        else:
+            raise FileNotFoundError(
+                f"no folder {folder.absolute()}; data.root must be a folder of images, or one image"
+            )
         if not self.paths:
             said = f"no image in {folder.absolute()}; images are {', '.join(SUFFIXES)}"
             raise FileNotFoundError("; ".join([said, *filter(None, [left.said(folder)])]))

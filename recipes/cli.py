@@ -47,9 +47,16 @@ def train(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
-    """``python evaluate.py checkpoint=PATH [evaluator=NAME] [data.root=FOLDER] ...``."""
+    """``python evaluate.py checkpoint=PATH [evaluator=NAME] ...``, or ``query=IMAGE index=FOLDER``."""
 
     def run(words: list[str]) -> int:
+        from recipes.words import take
+
+        if any(take(words, key)[0] is not None for key in ("query", "index")):
+            from recipes.query import configure_query, query
+
+            query(**configure_query(words))
+            return 0
         from recipes.evaluate import configure
 
         config, data_words = configure(words)

@@ -80,12 +80,12 @@ def evaluate_checkpoint(
     from recipes.subject import networks_for, source_of
 
     with refusing():
-        where, place = _device(device), _cache_folder(cache)
+        where, place = device_of(device), _cache_folder(cache)
         runs = {name: make(part, group="evaluator") for name, part in evaluator.items()}
         subject = _subject(checkpoint, backbone, data, data_words, evaluator)
         given = any(word.path == "data.root" for word in split_words(data_words)[0])
         root = subject.data.get("root") if data or given else None
-        folder = _new(Path(output) if output else subject.folder / time.strftime("%Y-%m-%d_%H-%M-%S"))
+        folder = new_folder(Path(output) if output else subject.folder / time.strftime("%Y-%m-%d_%H-%M-%S"))
         kept = FeatureCache(place) if place is not None or len(runs) > 1 else None
         sources = {name: source_of(run, subject, root, folder, kept) for name, run in runs.items()}
         networks = networks_for(runs, subject, sources)
@@ -183,7 +183,8 @@ def change_data(node: Part, words: Sequence[str], evaluators: dict[str, Part] | 
     return node | {key: value for key, value in part.items() if key in said}
 
 
-def _device(name: str) -> Any:
+def device_of(name: str) -> Any:
+    """The device that a word names."""
     import torch
 
     try:
@@ -192,7 +193,7 @@ def _device(name: str) -> Any:
         raise ConfigError([f"device={name} is not a device; choose auto, cpu, cuda or cuda:NUMBER"]) from error
 
 
-def _new(folder: Path) -> Path:
+def new_folder(folder: Path) -> Path:
     """The folder, or with a number behind its name where it exists."""
     number, first = 2, folder
     while folder.exists():

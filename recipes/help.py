@@ -24,7 +24,8 @@ EXAMPLES = {
 
   python evaluate.py checkpoint=runs/R/N/checkpoints/best.ckpt                    the test set of its recipe
   python evaluate.py checkpoint=PATH data.root=FOLDER                             the same data from another place
-  python evaluate.py checkpoint=PATH evaluator=predict data.root=FOLDER           predictions.csv, without labels""",
+  python evaluate.py checkpoint=PATH evaluator=predict data.root=FOLDER           predictions.csv, without labels
+  python evaluate.py query=IMAGE_OR_FOLDER index=FOLDER [k=8]                     the nearest of a saved gallery""",
     "export.py": """usage: python export.py checkpoint=PATH [format=timm] [output=PATH]
 
   python export.py checkpoint=runs/R/N/checkpoints/best.ckpt        a safetensors file that timm loads""",

@@ -43,6 +43,7 @@ class Subject:
         seed: of the run.
         what: the network is, in messages.
         noise: the noise part of its training labels, which evaluators that read the training part see too.
+        checkpoint: the reference as it was given, where it is one.
     """
 
     refer: Callable[[], Reference]
@@ -51,6 +52,7 @@ class Subject:
     seed: int = 0
     what: str = "checkpoint"
     noise: Part | None = None
+    checkpoint: str | None = None
 
     @property
     def reference(self) -> Reference:
@@ -80,7 +82,7 @@ def of_checkpoint(checkpoint: str, data: Part | None, change: Callable[[Part], P
     config = reference.config or {"data": {}, "seed": 0}
     folder = (reference.folder or Path()) / "evaluations"
     node, noise = (data, None) if data else (change(without_download(config["data"])), config.get("noise"))
-    return Subject(lambda: reference, node, folder, config["seed"], noise=noise)
+    return Subject(lambda: reference, node, folder, config["seed"], noise=noise, checkpoint=checkpoint)
 
 
 def source_of(
@@ -93,7 +95,7 @@ def source_of(
     """
     if run.reads == "labelled":
         module = make_data(subject.data, subject.seed, subject.noise)
-        return Source(test_data(module, folder, cache), module.channels, module.image_size)
+        return Source(test_data(module, folder, cache, subject.checkpoint), module.channels, module.image_size)
     classes, preprocessing = subject.reference.classes, subject.reference.preprocessing
     if classes is None or preprocessing is None:
         raise ConfigError([f"a backbone alone predicts {ALONE}"])
@@ -148,18 +150,22 @@ def _with_classes(subject: Subject, found: tuple[str, ...]) -> Network:
     return network.with_head(Picked(network.head, order))
 
 
-def test_data(module: ImageData, folder: Path, cache: FeatureCache | None = None) -> EvaluationData:
+def test_data(
+    module: ImageData, folder: Path, cache: FeatureCache | None = None, checkpoint: str | None = None
+) -> EvaluationData:
     """The test part of a data module that is set up, as evaluators read it; embeddings may be kept in a FeatureCache,
-    unless only reading tells which images there are."""
+    unless only reading tells which images there are. ``checkpoint`` names the network's."""
     return EvaluationData(
         batches=module.test_dataloader(),
         classes=module.classes_of("test"),
+        paths=module.test_paths(),
         output=folder,
         train=module.train_eval_dataloader,
         is_query=module.test_is_query,
         picture=module.test_picture,
         key=module.key,
         cache=None if module.leaves_out else cache,
+        origin={"checkpoint": checkpoint, "preprocessing": module.preprocessing()},
     )
 
 

@@ -52,7 +52,9 @@ def _list(rows: list[Markup]) -> Markup:
 
 def _key(queries: list[RankedQuery]) -> Markup:
     """What the frames and numbers mean, and how much is not shown."""
-    items = [element("li", _mark(correct), words) for correct, words in ((True, "hit"), (False, "miss"))]
+    known = any(one.correct is not None for query in queries for one in query.neighbours)
+    marks = ((True, "hit"), (False, "miss")) if known else ()
+    items = [element("li", _mark(correct), words) for correct, words in marks]
     items.append(element("li", "Nearest first; the number is the score for the query."))
     if len(queries) > QUERIES:
         items.append(element("li", f"The first {QUERIES} of {number(len(queries))} queries."))
@@ -64,8 +66,9 @@ def _key(queries: list[RankedQuery]) -> Markup:
 def _row(query: RankedQuery) -> Markup:
     shown = query.neighbours[:NEIGHBOURS]
     found = element("ul", [_neighbour(query, place, one) for place, one in enumerate(shown, 1)], class_="found")
-    hits = f"{sum(one.correct for one in shown)} of {len(shown)} hits" if shown else "no image found"
-    facts = (f"{query.score_name} {score_text(query.score)}", hits, f"#{query.index}")
+    hits = [one.correct for one in shown if one.correct is not None]
+    said = [f"{sum(hits)} of {len(hits)} hits"] if hits else [] if shown else ["no image found"]
+    facts = (f"{query.score_name} {score_text(query.score)}", *said, f"#{query.index}")
     name = element("b", query.label, class_="name", title=query.label)
     about = element("div", name, [element("p", fact, class_="note") for fact in facts])
     picture = _picture(query, f"Query, image {query.index}: {query.label}")
@@ -73,13 +76,14 @@ def _row(query: RankedQuery) -> Markup:
 
 
 def _neighbour(query: RankedQuery, place: int, found: RankedImage) -> Markup:
-    verdict = "hit" if found.correct else "miss"
-    words = f"Place {place}, {verdict}, image {found.index}: {found.label}"
+    verdict = {True: "hit", False: "miss", None: None}[found.correct]
+    words = f"Place {place}, {f'{verdict}, ' if verdict else ''}image {found.index}: {found.label}"
     score = element("p", score_text(found.score), class_="note")
     # The label of a hit is mostly the query's, and would only repeat it.
     same = found.correct and found.label == query.label
-    name = None if same else element("p", found.label, class_="label" if found.correct else "label wrong")
-    frame = element("span", _picture(found, words), _mark(found.correct), class_=f"frame-{verdict}")
+    name = None if same else element("p", found.label, class_="label wrong" if verdict == "miss" else "label")
+    mark = None if found.correct is None else _mark(found.correct)
+    frame = element("span", _picture(found, words), mark, class_=f"frame-{verdict or 'unknown'}")
     return element("li", frame, score, name, title=f"{words} (score {score_text(found.score)})")
 
 

@@ -93,6 +93,7 @@ svg .count { fill: var(--ink); pointer-events: none; } svg .half { fill: var(--h
 .found { display: grid; grid-template-columns: repeat(10, minmax(0, 96px)); gap: 10px 8px; }
 .found span { display: block; position: relative; border: 3px solid var(--s2); border-radius: 8px; padding: 1px;
   margin-bottom: 4px; } .found .frame-miss { border: 3px dashed var(--wrong); }
+.found .frame-unknown { border: 3px solid var(--faint); }
 .found .wrong { color: var(--wrong); font-weight: 600; }
 .verdict { width: 16px; height: 16px; } .verdict polyline { stroke: var(--on); }
 .found .verdict { position: absolute; right: -5px; top: -5px; box-shadow: 0 0 0 2px var(--card); border-radius: 50%; }

@@ -137,6 +137,7 @@ def test_class_names_of_the_data_may_have_another_unicode_form(found, monkeypatc
     data = SimpleNamespace(
         setup=lambda: None, classes_of=lambda part: found, test_dataloader=list, train_eval_dataloader=list,
         test_is_query=None, test_picture=None, key=None, leaves_out=False, channels=3, image_size=8,
+        test_paths=list, preprocessing=dict,
     )  # fmt: skip
     monkeypatch.setattr("recipes.subject.make_data", lambda *_, **__: data)
     monkeypatch.setattr("recipes.subject.check_takes", lambda *_: None)

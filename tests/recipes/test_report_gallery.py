@@ -42,6 +42,15 @@ def test_a_row_tells_hits_from_misses_by_frame_mark_and_words(tmp_path: Path) ->
     assert "border: 3px solid var(--s2)" in style and "border: 3px dashed var(--wrong)" in style
 
 
+def test_where_nobody_knows_what_is_right_there_is_no_verdict() -> None:
+    found = [RankedImage(picture(), "lynx", None, 0.5, 1), RankedImage(picture(), "cat", None, 0.25, 2)]
+    outline = Outline(query_galleries({"q": [RankedQuery(picture(), "photo.jpg", 0, 0.5, found, "best score")]})[0])
+    text = "|".join(outline.text)
+    assert "hit" not in text and "miss" not in text and "photo.jpg|best score 0.500|#0|0.500|lynx|0.250|cat" in text
+    assert outline.count("span", "frame-unknown") == 2 and outline.count("svg") == 0
+    assert [a["alt"] for t, a in outline.tags if t == "img"][1] == "Place 1, image 1: lynx"
+
+
 def test_galleries_are_bounded_and_say_so() -> None:
     many = [query("cat", "cat " * 12) for _ in range(13)]
     (card,) = query_galleries({"Random queries": many})
