@@ -142,8 +142,6 @@ def on_gpu(vectors: Tensor) -> Tensor:
     Raises:
         ValueError: there is none.
     """
-    if vectors.is_cuda:
-        return vectors
     if not torch.cuda.is_available():
         raise ValueError("index=gpu, and there is no GPU that this PyTorch can use; set index=flat")
     return vectors.cuda()
