@@ -295,7 +295,7 @@ class Run:
         network = self.task.evaluated_network
         load_stored(network, found[0]["network"], found[1])
         network.to(self.trainer.strategy.root_device)  # type: ignore[union-attr, operator]  # fit leaves it on the CPU
-        data = test_data(self.data, directory, FeatureCache(), found[1])
+        data = test_data(self.data, directory, FeatureCache(), str(found[1]))
         return evaluate_all(self.evaluators, network, data)  # type: ignore[arg-type]
 
     def _results(self, recorder: Recorder, evaluations: dict[str, Evaluation]) -> dict[str, Any]:
