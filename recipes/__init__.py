@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from recipes.run import Run
+    from recipes.staged import StagedRun
 
 
-def build(recipe: str | None = None, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> Run:
+def build(recipe: str | None = None, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> Run | StagedRun:
     """Build a recipe exactly as the command line does.
 
     Args:
@@ -23,22 +24,20 @@ def build(recipe: str | None = None, overrides: Sequence[str] = (), allow: Seque
         allow: packages of your own whose parts may be built, as ``--allow`` names them.
 
     Returns:
-        A ``Run``: ``config``, ``data``, ``task``, ``trainer`` and ``run()``.
+        A ``Run``: ``config``, ``data``, ``task``, ``trainer`` and ``run()``; of a recipe with stages a ``StagedRun``:
+        ``config`` and ``run()``.
 
     Raises:
         ConfigError: every problem of the configuration at once.
     """
     from recipes.allow import allowing
-    from recipes.compose import compose_config
+    from recipes.stages import assembled, compose_run
 
     with allowing(allow):
-        config = compose_config([*([f"recipe={recipe}"] if recipe else []), *overrides])
-        from recipes.assemble import assemble
-
-        return assemble(**config)
+        return assembled(compose_run([*([f"recipe={recipe}"] if recipe else []), *overrides]))
 
 
-def resume_run(directory: str | Path, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> Run:
+def resume_run(directory: str | Path, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> Run | StagedRun:
     """Build the run in a directory again, to go on where it was interrupted, bit for bit.
 
     Args:
@@ -51,9 +50,8 @@ def resume_run(directory: str | Path, overrides: Sequence[str] = (), allow: Sequ
     """
     from recipes.allow import allowing
     from recipes.resume import configure
+    from recipes.stages import assembled
 
     with allowing(allow):
         config, path = configure([f"resume={directory}", *overrides])
-        from recipes.assemble import assemble
-
-        return assemble(**config, resume=path)
+        return assembled(config, resume=path)

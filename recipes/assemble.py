@@ -15,6 +15,7 @@ from lightning_modules.part import Context, Loss
 from lightning_modules.parts import Parts
 from recipes.boundary import refusing
 from recipes.catalogue import holds_several
+from recipes.directory import stage_beside
 from recipes.fits import check_fit
 from recipes.further_networks import FurtherNetworks
 from recipes.initialization import built_network
@@ -103,8 +104,11 @@ def assemble(
         data_module = make_data(data, seed, noise)
         if needs_images and data_module.absent:
             raise ConfigError([data_module.absent])
-        network, reports, loaded = built_network(backbone, surgery or {}, head, init, data_module, resume is not None)
-        further = FurtherNetworks(data_module, seed, resume is not None)
+        # The weights of a run that goes on are in its checkpoint: what it began with is not needed again.
+        goes_on = resume is not None and any((resume / "checkpoints").glob("last*.ckpt"))
+        init, teacher, peer = (stage_beside(reference, resume) for reference in (init, teacher, peer))
+        network, reports, loaded = built_network(backbone, surgery or {}, head, init, data_module, goes_on)
+        further = FurtherNetworks(data_module, seed, goes_on)
         if teacher is not None:
             further.add_teacher(teacher)
         if peer is not None:

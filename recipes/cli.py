@@ -19,7 +19,8 @@ def train(argv: Sequence[str] | None = None) -> int:
     """``python train.py [recipe=NAME] [key=value ...] [-m]``."""
 
     def run(words: list[str]) -> int:
-        from recipes.compose import compose_config, to_yaml
+        from recipes.compose import to_yaml
+        from recipes.stages import assembled, compose_run
         from recipes.words import take
 
         show = "--config" in words
@@ -30,7 +31,7 @@ def train(argv: Sequence[str] | None = None) -> int:
 
             config, directory = configure(words)
         else:
-            config, directory = compose_config(words), None
+            config, directory = compose_run(words), None
         if show:
             print(to_yaml(config), end="")
             return 0
@@ -38,9 +39,7 @@ def train(argv: Sequence[str] | None = None) -> int:
             from recipes.self_check import self_check
 
             return self_check(words)
-        from recipes.assemble import assemble
-
-        assemble(**config, command=_command("train.py", words), resume=directory, needs_images=True).run()
+        assembled(config, command=_command("train.py", words), resume=directory, needs_images=True).run()
         return 0
 
     return _main("train.py", run, argv)

@@ -37,6 +37,7 @@ def compose_config(
     overrides = Overrides(words, root)
     composed = overrides.layers.config()
     try:
+        composed.pop("stages", None)  # each is a configuration of its own: recipes.stages
         unread = set_words(composed, overrides.values, target)
         overrides.problems += unread.values()
         if refused := value_problems(composed, interpolation=OWN_INTERPOLATION):

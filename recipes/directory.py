@@ -55,6 +55,14 @@ def run_directory_of(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
+def stage_beside(reference: str | None, run: Path | None) -> str | None:
+    """What a reference to a network names: the stage beside a run directory that is itself a stage, else as it is."""
+    if reference is None or run is None or not (run.parent / "config.yaml").is_file():
+        return reference
+    beside = run.parent / reference
+    return str(beside) if (beside / "config.yaml").is_file() else reference
+
+
 def _is_husk(directory: Path) -> bool:
     """Whether a process was killed between making the directory and saying what run it is for."""
     ours = {"checkpoints", "environment.json", "command.txt", "surgery.txt", ".lock"}

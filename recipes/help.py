@@ -14,6 +14,7 @@ EXAMPLES = {
   python train.py +regularizer=mesa                   append to the recipe's parts; ~mixing removes
   python train.py trainer.max_epochs=10 seed=1 name=trial
   python train.py -m seed=0,1,2                       one run for each
+  python train.py recipe=R stages.probe.seed=1        a word for one stage of a recipe with stages
   python train.py resume=runs/RECIPE/NAME             go on with a run that was interrupted
   python train.py ... max_time=11h30m                 then save and end, with exit code 75
   python train.py ... self_check=true                 does this recipe resume bit for bit?

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from recipes.plain import read_yaml, value_problems
-from recipes.validate import ConfigError, part_name_problems, problems_of
-from recipes.words import set_words, split_words, take
+from recipes.stage_words import KEY, prefix_problems, words_for
+from recipes.stages import ROOT_TARGET, STAGES_TARGET, config_problems, merged, plain_configs
+from recipes.validate import ConfigError
+from recipes.words import Word, set_words, split_words, take
 
 #: What may change from one session of a run to the next: it decides nothing about the numbers. How many processes
 #: there are is compared with the checkpoint, whatever keys led to it.
@@ -28,7 +30,6 @@ FREE = (
     "trainer.process_timeout_s",
 )
 Config = dict[str, Any]
-ROOT_TARGET = "recipes.assemble.assemble"
 
 
 def configure(words: Sequence[str]) -> tuple[Config, Path]:
@@ -40,10 +41,11 @@ def configure(words: Sequence[str]) -> tuple[Config, Path]:
     place, others = take(words, "resume")
     directory = Path(place or "")
     stored = read_config(directory)
-    stored["stop_after"] = None  # it ended the session before
+    for config in plain_configs(stored).values():
+        config["stop_after"] = None  # it ended the session before
     changed = apply(stored, others)
     problems = [f"resuming {directory}: {line}" for line in differences(stored, changed)]
-    if problems := problems or value_problems(changed) or problems_of(changed, ROOT_TARGET):
+    if problems := problems or value_problems(changed) or config_problems(changed):
         raise ConfigError(problems)
     return changed, directory
 
@@ -65,8 +67,7 @@ def read_config(directory: Path) -> Config:
         raise ConfigError([f"{path} cannot be read: {error}"]) from error
     if not isinstance(config, dict):
         raise ConfigError([f"{path} is no configuration of a run"])
-    problems = value_problems(config) or part_name_problems(config) + problems_of(config, ROOT_TARGET)
-    if problems:
+    if problems := value_problems(config) or config_problems(config):
         raise ConfigError([f"{path}: {line}" for line in problems])
     return config
 
@@ -75,14 +76,35 @@ def apply(config: Config, words: Sequence[str]) -> Config:
     """A copy with ``key=value`` words set; a part that is named, such as ``backbone=NAME``, stays a name."""
     changed = copy.deepcopy(config)
     parsed, problems = split_words(words)
-    problems += [
-        f"{word.shown} cannot be applied to a run that is resumed; write key=value of its config.yaml"
-        for word in parsed
-        if word.sign not in ("", "++") or not (word.path in FREE or _holds(config, word.path))
-    ]
-    if problems := problems or [*set_words(changed, parsed, ROOT_TARGET).values()]:
+    if problems := problems or (_set_stages if KEY in config else _set_run)(changed, parsed):
         raise ConfigError(problems)
     return changed
+
+
+def _set_run(config: Config, words: Sequence[Word]) -> list[str]:
+    """Set words of an ordinary configuration in place; what is wrong with them."""
+    problems = [
+        f"{word.shown} cannot be applied to a run that is resumed; write key=value of its config.yaml"
+        for word in words
+        if word.sign not in ("", "++") or not (word.path in FREE or _holds(config, word.path))
+    ]
+    return problems or [*set_words(config, words, ROOT_TARGET).values()]
+
+
+def _set_stages(config: Config, words: Sequence[Word]) -> list[str]:
+    """The same with stages: a word is for all of them, or for those that have its key, or for the one it names."""
+    if problems := prefix_problems(words, list(config[KEY])):
+        return problems
+    whole = [word for word in words if word.path in config]
+    problems, found = [*set_words(config, whole, STAGES_TARGET).values()], dict[str, list[str]]()
+    for name, stage in config[KEY].items():
+        common, own = words_for(name, words)
+        said = {word.path for word in own}
+        common = [word for word in common if word.path not in said]
+        fits = [word for word in common if _holds(stage, word.path)]
+        nowhere = [word for word in common if not any(_holds(other, word.path) for other in config[KEY].values())]
+        found[name] = _set_run(stage, [*fits, *nowhere, *own])
+    return list(dict.fromkeys([*problems, *merged(found, len(config[KEY]))]))
 
 
 def _holds(node: Any, path: str) -> bool:
@@ -95,6 +117,8 @@ def _holds(node: Any, path: str) -> bool:
 
 def differences(old: Config, new: Config) -> list[str]:
     """What of two configurations would make them different runs, with both values."""
+    if KEY in old and KEY in new and [*old[KEY]] == [*new[KEY]]:
+        return merged({name: differences(stage, new[KEY][name]) for name, stage in old[KEY].items()}, len(old[KEY]))
     before, after = _flat(old), _flat(new)
     keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
     return [

@@ -86,10 +86,13 @@ class Run:
         self.command = command or f"recipes.build({config['recipe']!r}, ...).run()"
         self.directory: Path | None = None
 
-    def run(self) -> dict[str, Any]:
+    def run(self, stop: StopRequest | None = None) -> dict[str, Any]:
         """Train, select by validation, read the test set once, write results and report.
 
         A run that was interrupted goes on where it was; one that is finished is left as it is.
+
+        Args:
+            stop: what listens for requests to stop where the run is a part of something longer; None listens itself.
 
         Returns:
             What stands in results.json.
@@ -103,8 +106,11 @@ class Run:
         """
         if self.data.absent:
             raise ConfigError([self.data.absent])
-        stop = StopRequest(seconds(self.config["max_time"]), last_act=self._kill_processes)
-        with stop.listening(), Peers(self.trainer, stop, self._gave_up) as peers:
+        if stop is None:
+            stop = StopRequest(seconds(self.config["max_time"]))
+            with stop.listening():
+                return self.run(stop)
+        with stop.serving(self._kill_processes), Peers(self.trainer, stop, self._gave_up) as peers:
             if getattr(rank_zero_only, "rank", 0) > 0:  # the first process writes and evaluates
                 if peers.follow():
                     with begun(None):

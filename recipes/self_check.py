@@ -14,8 +14,11 @@ import torch
 from recipes.allow import allow_words
 from recipes.checkpoint import CheckpointStore
 from recipes.child import run_child
-from recipes.directory import is_finished
+from recipes.compose import to_yaml
+from recipes.directory import is_finished, write_text
 from recipes.signature import ROOT
+from recipes.stage_words import KEY
+from recipes.stages import compose_run
 from recipes.stop import AGAIN
 from recipes.validate import ConfigError
 from recipes.words import take
@@ -28,6 +31,8 @@ APART = ("seconds", "images_per_second", "config")
 def self_check(words: Sequence[str]) -> int:
     """Train a few updates, then again with a stop and a resume in a new process, and compare every number.
 
+    Stages are checked one after another, each from the weights that the few updates of the one before have left.
+
     Args:
         words: of the command line; where the run would be left and how long it may take is replaced.
 
@@ -39,17 +44,42 @@ def self_check(words: Sequence[str]) -> int:
     kept = list(words)
     for key in ("output", "name", "stop_after", "max_time"):
         kept = take(kept, key)[1]
+    config = compose_run(kept)
     with tempfile.TemporaryDirectory() as folder:
-        command = [*kept, f"output={folder}/runs"]
-        print(f"self check: {UPDATES} updates, against {BREAK} + {UPDATES - BREAK} with a resume between", flush=True)
-        whole = _train([*command, "name=whole", f"stop_after={UPDATES}"], folder, "whole")
-        _train([*command, "name=broken", f"stop_after={BREAK}"], folder, "broken")
-        run = next(Path(folder, "runs").glob("*/broken"))
-        if is_finished(run):
-            raise ConfigError([f"this run has at most {BREAK} updates: nothing to resume; raise trainer.max_epochs"])
-        broken = _train([f"resume={run}", f"stop_after={UPDATES}"], folder, "broken")
-        found = differing(whole, broken)
-    if found:
+        if KEY in config:
+            return _check_stages(config, Path(folder))
+        places = {name: Path(folder, "runs", config["recipe"], name) for name in ("whole", "broken")}
+        starts = {name: [*kept, f"output={folder}/runs", f"name={name}"] for name in places}
+        return _check(starts, places)
+
+
+def _check_stages(config: dict[str, Any], folder: Path) -> int:
+    """The same for every stage, in a run directory in which each has ended early."""
+    write_text(folder / "config.yaml", to_yaml(config))
+    for stage, own in config[KEY].items():
+        print(f"stage {stage}", flush=True)
+        places = {"whole": folder / stage, "broken": folder / f"{stage}.broken"}
+        for place in places.values():
+            (place / "checkpoints").mkdir(parents=True)
+            write_text(place / "config.yaml", to_yaml({**own, "stop_after": None}))
+        if failed := _check({name: [f"resume={place}"] for name, place in places.items()}, places):
+            return failed
+        store = CheckpointStore(folder / stage / "checkpoints")
+        if store.newest("best") is None:  # no epoch has ended
+            store.save("best", _newest(folder / stage))
+            store.wait()
+    return 0
+
+
+def _check(starts: dict[str, list[str]], places: dict[str, Path]) -> int:
+    """Compare a run in one go with one that is broken off; ``starts`` are the words that begin them."""
+    print(f"self check: {UPDATES} updates, against {BREAK} + {UPDATES - BREAK} with a resume between", flush=True)
+    whole = _train([*starts["whole"], f"stop_after={UPDATES}"], places["whole"])
+    _train([*starts["broken"], f"stop_after={BREAK}"], places["broken"])
+    if is_finished(places["broken"]):
+        raise ConfigError([f"this run has at most {BREAK} updates: nothing to resume; raise trainer.max_epochs"])
+    broken = _train([f"resume={places['broken']}", f"stop_after={UPDATES}"], places["broken"])
+    if found := differing(whole, broken):
         print(f"self check failed: {len(found)} values differ after the resume, the first is {found[0]}", flush=True)
         return 1
     tensors = sum(1 for _ in _tensors(whole))
@@ -84,17 +114,20 @@ def _tensors(value: Any) -> Any:
         yield from _tensors(item)
 
 
-def _train(words: list[str], folder: str, name: str) -> dict[str, Any]:
+def _train(words: list[str], place: Path) -> dict[str, Any]:
     """Run train.py until it stops by itself, and read what it saved."""
     command = [sys.executable, str(ROOT / "train.py"), *allow_words(), *words]
-    with open(Path(folder) / "log", "w+b") as log:
+    with tempfile.TemporaryFile() as log:
         code = run_child(command, output=log)
         if code not in (0, AGAIN):
             log.seek(0)
             print(log.read().decode(errors="replace"), file=sys.stderr, end="")
             raise ConfigError([f"the self check's run ended with exit code {code}: {shlex.join(command)}"])
-    run = next(Path(folder, "runs").glob(f"*/{name}"))
-    found = CheckpointStore(run / "checkpoints").newest("last")
+    return _newest(place)
+
+
+def _newest(place: Path) -> dict[str, Any]:
+    found = CheckpointStore(place / "checkpoints").newest("last")
     if found is None:
-        raise ConfigError([f"the self check's run left no checkpoint: {shlex.join(command)}"])
+        raise ConfigError([f"the self check's run left no checkpoint in {place}"])
     return found[0]

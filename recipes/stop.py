@@ -103,6 +103,21 @@ class StopRequest:
                 signal.signal(signal.SIGCHLD, self._of_children)
 
     @contextmanager
+    def serving(self, last_act: Callable[[], None]) -> Iterator[None]:
+        """One run after another may be stopped through this: inside it is this one's turn.
+
+        Args:
+            last_act: called before the process ends at once.
+        """
+        self.last_act = last_act
+        try:
+            yield
+        finally:
+            self.last_act = lambda: None
+            if self.reason is None:  # otherwise loader processes may still be ending
+                self.may_break = lambda: True
+
+    @contextmanager
     def as_stopped(self) -> Iterator[None]:
         """A signal that ended the block becomes ``Stopped`` behind it, and no sooner."""
         try:

@@ -20,10 +20,10 @@ from hydra.errors import HydraException
 
 from recipes.allow import allow_words
 from recipes.child import run_child
-from recipes.compose import compose_config
 from recipes.directory import is_finished
 from recipes.resume import differences, read_config
 from recipes.signature import ROOT
+from recipes.stages import compose_run
 from recipes.validate import ConfigError
 from recipes.values import split
 from recipes.words import Word, split_words, take
@@ -61,7 +61,7 @@ def _run(program: str, job: list[str], number: str, flags: list[str]) -> str:
 
 
 def _is_finished(job: list[str]) -> bool:
-    config = compose_config(job)
+    config = compose_run(job)
     if config["name"] is None:
         return False
     directory = Path(config["output"]) / config["recipe"] / config["name"]
@@ -127,7 +127,7 @@ def _problems(jobs: list[list[str]]) -> list[str]:
     places: Counter[tuple[str, str, str]] = Counter()
     for job in jobs:
         try:
-            config = compose_config(job)
+            config = compose_run(job)
         except ConfigError as error:
             problems += error.problems
         else:
