@@ -95,11 +95,15 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
-def header(recipe: str) -> dict[str, str]:
-    """The comment fields at the top of a recipe: what, paper, data, command, expect, cost."""
+def header(name: str, group: str = "recipe") -> dict[str, str]:
+    """The comment fields at the top of a YAML.
+
+    A recipe has what, paper, data, command, expect and cost; a part may have ``partners`` and ``quick``: words of the
+    command line that put beside it what it needs, and that let it act in a run of a few updates.
+    """
     fields: dict[str, str] = {}
     current = ""
-    for line in (CONFIGS / "recipe" / f"{recipe}.yaml").read_text(encoding="utf-8").splitlines():
+    for line in (CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         if found := re.match(r"# (\w+): +(.*)", line):

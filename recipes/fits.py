@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from datamodules.base import ImageData
@@ -91,4 +92,4 @@ def _match(data: ImageData, part: str, index: Tensor, is_query: Tensor | None) -
     if is_query is None:
         return bool((labels.bincount() > 1).any())
     asking = is_query[index]
-    return bool(labels[asking].unique().isin(labels[~asking]).any())
+    return bool(torch.isin(labels[asking].unique(), labels[~asking]).any())

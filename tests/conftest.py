@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process a core runs the tests; before torch is imported
 
@@ -16,6 +18,7 @@ from lightning_modules.heads.linear import Linear
 from lightning_modules.network import Network
 from lightning_modules.part import Context
 
+sys.path.insert(0, str(Path(__file__).parent))  # for what tests of several folders share
 CLASSES, TRAIN = 3, 40
 # Processes of tests are forked from one server, which imports this once, whichever test starts it.
 multiprocessing.set_forkserver_preload(

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+#: Weights of this pass by the id of their module. torch's own cache of parametrizations cannot hold them: it knows a
+#: deep copy (a teacher, an average, a peer) by the id of the original, so that the copy would read the original's.
+_COMPUTED: dict[int, Tensor] = {}
+
 
 class WeightFunction(nn.Module):
     """A parametrization ``weight = f(original)``, registered by ``parametrize.register_parametrization``.
@@ -55,9 +59,26 @@ def computed_once(*networks: nn.Module) -> Iterator[Callable[[], None]]:
     if not modules:
         yield _nothing
         return
-    with parametrize.cached():
+    try:
         _fill(modules)
         yield lambda: _fill(modules)
+    finally:
+        for module in modules:
+            _COMPUTED.pop(id(module), None)
+
+
+def _reads_its_own(kind: Any) -> None:
+    """Let modules of a class that torch made for one layer, and that its deep copies share, read ``_COMPUTED``."""
+    theirs = kind.__dict__["weight"]
+    if getattr(theirs.fget, "reads_its_own", False):
+        return
+
+    def read(self: Any) -> Tensor:
+        computed = _COMPUTED.get(id(self))
+        return self.parametrizations["weight"]() if computed is None else computed
+
+    read.reads_its_own = True  # type: ignore[attr-defined]
+    kind.weight = property(read, theirs.fset)
 
 
 def _nothing() -> None:
@@ -70,21 +91,22 @@ def _modules(network: nn.Module) -> list[nn.Module]:
     if found is None or (found and not hasattr(found[0], "parametrizations")):  # folded since
         found = list(parametrized(network).values())
         network.__dict__["_weight_functions"] = found
+        for module in found:
+            _reads_its_own(type(module))
     return found
 
 
 @torch.enable_grad()  # the first reader may be an attack or a teacher, which needs no graph
 def _fill(modules: list[nn.Module]) -> None:
-    """Put every weight into torch's cache of parametrizations."""
+    """Compute every weight, fused where a class of functions can."""
     groups: dict[type[WeightFunction], list[tuple[nn.Module, WeightFunction, Tensor]]] = {}
     for module in modules:
         functions: Any = module.parametrizations["weight"]  # type: ignore[index]
         if len(functions) == 1 and isinstance(functions[0], WeightFunction):
             groups.setdefault(type(functions[0]), []).append((module, functions[0], functions.original))
         else:
-            parametrize._cache.pop((id(module), "weight"), None)
-            module.weight  # noqa: B018  # several functions on one weight: torch composes and caches them
+            _COMPUTED[id(module)] = functions()  # several functions on one weight
     for kind, members in groups.items():
         weights = kind.compute_all([f for _, f, _ in members], [original for _, _, original in members])
         for (module, _, _), weight in zip(members, weights, strict=True):
-            parametrize._cache[(id(module), "weight")] = weight
+            _COMPUTED[id(module)] = weight

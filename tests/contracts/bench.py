@@ -1,112 +1,108 @@
 """Every part by its YAML, and the bench on which it trains.
 
-Each part takes its seat beside the simplest others on the tiny network and trains a whole canonical run: ``EPOCHS``
-epochs of two updates on sixteen samples that come back every epoch, long enough for shipped schedules to switch on.
+Each part takes its seat beside the partners that its header names and the simplest others on a tiny network, and trains
+a whole canonical run: ``EPOCHS`` epochs of two updates on sixteen samples that come back every epoch. The ``quick``
+words of the headers let every part act in it.
 """
 
 from contextlib import nullcontext
 
 import pytest
 import torch
-import yaml
+from partners import command, configure, node
 
 from kernels.batch import Batch, Step
-from lightning_modules.evaluators.base import Evaluator
-from lightning_modules.gradients.base import Gradient
-from lightning_modules.heads.base import Head
 from lightning_modules.heads.linear import Linear
-from lightning_modules.losses.contrastive import Contrastive
 from lightning_modules.losses.cross_entropy import CrossEntropy
-from lightning_modules.part import Attack, Context, Loss, Mixing, Regularizer, Reweighting
+from lightning_modules.network import Network
+from lightning_modules.part import Context
 from lightning_modules.parts import Parts
 from lightning_modules.step import run_step
-from recipes.catalogue import CONFIGS
+from lightning_modules.surgery.base import operate
+from recipes.catalogue import CONFIGS, holds_several
 from recipes.make import make
 
-#: Folders of configs/ that hold no part; tests of their own cover them. Every other folder needs a contract.
-NO_PARTS = {
-    "group", "backbone", "callback", "data", "noise", "optimizer", "recipe", "schedule", "surgery", "task", "trainer"
-}  # fmt: skip
-#: What a kind is, for parts that take a seat in a training step.
-TRAINED = {
-    "attack": Attack,
-    "gradient": Gradient,
-    "head": Head,
-    "loss": Loss,
-    "mixing": Mixing,
-    "regularizer": Regularizer,
-    "reweighting": Reweighting,
-}
-CONTRACTS = TRAINED | {"evaluator": Evaluator, "validation": Evaluator}
-EPOCHS, SIZE, CLASSES, TRAIN = 20, 8, 3, 40
-
-
-def nodes(kind):
-    """{name: node} of every YAML of a kind."""
-    found = {}
-    for path in sorted((CONFIGS / kind).glob("*.yaml")):
-        node = yaml.safe_load(path.read_text(encoding="utf-8"))
-        found[path.stem] = node if "_target_" in node else node[path.stem]
-    return found
+#: Kinds that take a seat in a training step. Whatever is in configs/ stands here, or in one of the two lists below.
+PARTS_OF_A_STEP = ("attack", "gradient", "head", "loss", "mixing", "regularizer", "reweighting")
+#: What else decides how weights move: the bench trains these too.
+AROUND_A_STEP = ("backbone", "optimizer", "schedule", "surgery")
+#: Kinds with contracts of their own beside the bench: test_data, test_evaluators; all of them are in the matrix.
+BESIDE = ("callback", "data", "evaluator", "noise", "task", "trainer", "validation")
+EPOCHS, SIZE, CLASSES, TRAIN = 4, 8, 3, 40
 
 
 def kinds(configs=CONFIGS):
     """Every folder of configs/ that holds parts."""
-    return sorted({path.parent.name for path in configs.glob("*/*.yaml")} - NO_PARTS)
+    return sorted({path.parent.name for path in configs.glob("*/*.yaml")} - {"group", "recipe"})
 
 
-KINDS = [kind for kind in kinds() if kind in TRAINED]
-PARTS = [(kind, name) for kind in KINDS for name in nodes(kind)]
-EVALUATORS = [(kind, name) for kind in ("evaluator", "validation") for name in sorted(nodes(kind))]
-EVERY = pytest.mark.parametrize(("kind", "name"), PARTS, ids=[f"{kind}/{name}" for kind, name in PARTS])
+def names(kind):
+    return sorted(path.stem for path in (CONFIGS / kind).glob("*.yaml"))
 
 
-class Shift(Attack):
-    def forward(self, batch, step):
-        return batch.replace(image=(batch.image + 0.1).clamp(0, 1), clean_image=batch.image)
+KINDS = [kind for kind in kinds() if kind in (*PARTS_OF_A_STEP, *AROUND_A_STEP)]
+ALL = [(kind, name) for kind in kinds() for name in names(kind)]
+TRAINED = [(kind, name) for kind, name in ALL if kind in KINDS]
+PARTS = [(kind, name) for kind, name in TRAINED if kind in PARTS_OF_A_STEP]
+EVALUATORS = [(kind, name) for kind, name in ALL if kind in ("evaluator", "validation")]
 
 
-class Both(Linear):
-    """A head for whoever needs an embedding, also beside those who need logits."""
+def each(parts):
+    """A test for each of these parts."""
+    return pytest.mark.parametrize(("kind", "name"), parts, ids=["/".join(part) for part in parts])
 
-    gives = frozenset({"logits", "embedding"})
-    embedding_dim = CLASSES
 
-    def forward(self, features_BD, label=None):
-        output = super().forward(features_BD, label)
-        output.embedding = output.logits
-        return output
+EVERY = each(TRAINED)
 
 
 class Bench:
-    """A network and parts with the given ones in their seats, and the canonical run over them."""
+    """A network and parts with the given ones in their seats, and the canonical run over them.
 
-    def __init__(self, make_network, chosen=(), dtype=torch.float32, autocast=False, seed=0, **changes):
-        built = [(kind, name, build(kind, name, seed, **changes)) for kind, name in chosen]
-        seats = {kind: part for kind, _, part in built if kind not in ("head", "regularizer")}
-        every = [part for _, _, part in built]
-        views = {view for part in every for view in part.views} | {need for part in every for need in part.needs}
-        if views & {"adversarial", "attack"}:
-            seats.setdefault("attack", Shift())
-        regularizers = {name: part for kind, name, part in built if kind == "regularizer"}
-        head = next((part for kind, _, part in built if kind == "head"), None)
-        self.network = make_network(seed=seed, batch_norm=False, dtype=torch.float32)
-        if head is not None:
-            self.network.head = head
-        elif "embedding" in views:
-            self.network.head = Both(4, CLASSES)
-        self.network.to(dtype)
-        pairs = "pair_form" in views or "logits" not in self.network.head.gives
-        loss = seats.pop("loss", Contrastive() if pairs else CrossEntropy())
-        self.parts = Parts(loss, regularizers, **seats, head=self.network.head)
+    Args:
+        make_network: for whatever names no backbone in its partners; it has no norm that needs several samples.
+        chosen: (kind, name) of each part.
+        words: of the command line, in place of what ``chosen`` and their headers say.
+        dtype, autocast: of the weights, or of the forward.
+        seed: of the weights.
+        changes: keys of the chosen parts.
+    """
+
+    def __init__(self, make_network, chosen=(), words=None, dtype=torch.float32, autocast=False, seed=0, **changes):
+        self.nodes = configure(command(chosen) if words is None else words)
+        for kind, name in chosen if changes else ():
+            (self.nodes[kind][name] if holds_several(kind) else self.nodes[kind]).update(changes)
+        self.network = self._network(make_network, seed).to(dtype)
+        seats = {kind: self._make(kind) for kind in PARTS_OF_A_STEP if kind not in ("head", "regularizer")}
+        regularizers = {name: make(part, group="regularizer") for name, part in self._several("regularizer")}
+        self.parts = Parts(seats.pop("loss") or CrossEntropy(), regularizers, **seats, head=self.network.head)
         self.parts.setup(context(self.network))
-        self.optimizer = torch.optim.SGD([*self.network.parameters(), *owned(self.parts)], 0.1, momentum=0.9)
+        trained = [*self.network.parameters(), *owned(self.parts)]
+        self.optimizer = self._make("optimizer", self.network, self.parts) or torch.optim.SGD(trained, 0.1, 0.9)
+        self.schedule = self._make("schedule", self.optimizer, 2 * EPOCHS)
         self.dtype, self.autocast, self.history = dtype, autocast, []
+
+    def _several(self, kind):
+        return (self.nodes.get(kind) or {}).items()
+
+    def _make(self, kind, *positional):
+        found = self.nodes.get(kind)
+        return make(found, *positional, group=kind) if found else None
+
+    def _network(self, make_network, seed):
+        network = make_network(seed=seed, batch_norm=False, dtype=torch.float32)
+        torch.manual_seed(seed)
+        if backbone := self._make("backbone"):
+            network = Network(backbone, Linear(backbone.num_features, CLASSES))
+        operate(network.backbone, {name: make(part, group="surgery") for name, part in self._several("surgery")}, 16)
+        network.head = self._make("head", network.num_features, CLASSES) or network.head
+        return network
 
     def step(self, batch, epoch, update):
         network = self.network.train()
         step = Step(epoch, update, seed=0, network=network, forward=network, batch_size=max(len(batch), 1))
         self.optimizer.zero_grad()
+        if self.schedule:
+            self.schedule.step_update(update)
         with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
             result = run_step(self.parts, batch, step)
         self.optimizer.step()
@@ -131,7 +127,7 @@ class Bench:
 
 def build(kind, name, seed=0, **changes):
     torch.manual_seed(seed)
-    return make(nodes(kind)[name] | changes, *((4, CLASSES) if kind == "head" else ()))
+    return make(node(kind, name) | changes, *((4, CLASSES) if kind == "head" else ()), group=kind)
 
 
 def owned(parts):

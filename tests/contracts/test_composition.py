@@ -1,66 +1,82 @@
-"""The composition matrix: every pair of parts trains together, or is refused with a reason."""
-
-import copy
-from itertools import combinations, product
+"""The composition matrix: every pair of parts of all kinds trains together, or is refused with a reason."""
 
 import pytest
-from bench import EPOCHS, KINDS, PARTS, Bench, build, equal, finite, nodes
+from bench import ALL, kinds
+from matrix import BASE, compositions, kind_pairs, outcome, pairs_of, refusal
+from partners import command
 
-from recipes.make import make
-
-
-def chosen(kind):
-    return [pair for pair in PARTS if pair[0] == kind]
+from recipes.validate import ConfigError
 
 
-PAIRS = [pair for one, other in combinations(KINDS, 2) for pair in product(chosen(one), chosen(other))]
-PAIRS += combinations(chosen("regularizer"), 2)
-
-
-def check_refusal(error):
-    """A ValueError of the composition, not any other that building and setting up could raise."""
-    first, *problems = str(error).splitlines()
-    assert first == "these parts cannot work together:" and problems, f"not refused but broken: {error!r}"
-
-
-def test_another_error_is_no_refusal():
-    with pytest.raises(AssertionError, match="not refused but broken: ValueError.'weight must"):
-        check_refusal(ValueError("weight must not be negative, got -1"))
-
-
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "+".join(name for _, name in pair))
-def test_composition_matrix(make_network, pair):
-    """Every pair trains, or is refused before the first batch with the reason that one of the two declares."""
-    try:
-        bench = Bench(make_network, pair)
-    except ValueError as error:
-        check_refusal(error)
-        declared = [reason for kind, name in pair for reason in build(kind, name).refuses.values()]
-        for line in str(error).splitlines()[1:]:
-            subject, _, reason = line.partition(": ")
-            assert reason in declared or " needs " in subject, line
-            assert len(reason.split()) >= 8, "a reason is a sentence"
-        return
-    start = copy.deepcopy(bench.weights())
-    bench.run([0, EPOCHS // 2])
-    assert finite(bench.tensors()) and not equal(start, bench.weights())
-    names = {name for terms in bench.history for name in terms}
-    assert {name for kind, name in pair if kind == "regularizer"} <= names, "a regularizer left no term"
-
-
-def test_the_matrix_refuses_what_it_must_and_little_else(make_network):
-    refused = []
-    for pair in PAIRS:
+@pytest.mark.parametrize(("one", "other"), kind_pairs(), ids=["+".join(pair) for pair in kind_pairs()])
+def test_every_pair_trains_or_is_refused_with_a_reason(one, other, tmp_path, record_property):
+    trained, refused, broken = [], {}, {}
+    for pair in pairs_of(one, other):
+        name = "+".join("/".join(part) for part in pair)
         try:
-            Bench(make_network, pair)
-        except ValueError as error:
-            check_refusal(error)
-            refused.append({name for _, name in pair})
-    assert {"saf", "mixup"} in refused and {"saf", "cutmix"} in refused and {"mesa", "mixup"} not in refused
-    # What trains an embedding and what reads class scores have no head in common, and mixed labels make no pairs.
-    apart = [pair for pair in refused if not any(_embeds(name) for name in pair)]
-    assert len(PAIRS) >= 150 and len(apart) <= (len(PAIRS) - len(refused)) / 4
+            lines = outcome(pair, tmp_path)
+        except Exception as error:  # whatever it is, the others are looked at too
+            broken[name] = f"{type(error).__name__}: {error}"
+            continue
+        if lines:
+            refused[name] = lines
+        else:
+            trained.append(name)
+    record_property("matrix", {"trained": trained, "refused": refused, "broken": broken})
+    assert not broken, "\n".join(f"{name}: {error}" for name, error in broken.items())
 
 
-def _embeds(name):
-    return name in ("embedding", "metrix") or (name in nodes("loss") and "embedding" in make(nodes("loss")[name]).needs)
+def test_the_matrix_has_every_kind_with_every_other():
+    seen = {frozenset(pair) for pair in kind_pairs()}
+    assert seen >= {frozenset((one, other)) for one in kinds() for other in kinds() if one != other}
+    assert {frozenset(("regularizer",)), frozenset(("surgery",)), frozenset(("evaluator",))} <= seen
+    assert {part for kinds in kind_pairs() for pair in pairs_of(*kinds) for part in pair} == set(ALL)
+    assert sum(len(pairs_of(*kinds)) for kinds in kind_pairs()) >= 2700
+
+
+def test_the_matrix_refuses_what_it_must_and_only_that(tmp_path):
+    """What a person would say of these pairs, so that a part that refuses too much is seen as well."""
+
+    def refused(*pair):
+        return outcome(pair, tmp_path)
+
+    saf, metrix, arc_face = ("regularizer", "saf"), ("mixing", "metrix"), ("loss", "arc_face")
+    assert "cannot be combined with mixing" in refused(saf, ("mixing", "mixup"))[0]
+    assert "needs pair_form" in refused(metrix, arc_face)[0]
+    assert "needs embedding" in refused(arc_face, ("head", "linear"))[0]
+    assert "replaces the same batch norms" in refused(("surgery", "bcn"), ("surgery", "ghost_bn"))[0]
+    assert "of this data has others" in refused(("data", "cub"), ("evaluator", "classification"))[-1]
+    for pair in [
+        (saf, ("regularizer", "mesa")),
+        (("regularizer", "mesa"), ("mixing", "mixup")),
+        (("gradient", "sam"), metrix),
+        (("surgery", "tract"), ("surgery", "ws")),
+        (("surgery", "bcn"), arc_face),
+        (("data", "cub"), arc_face),
+    ]:
+        assert refused(*pair) is None, pair
+
+
+def test_partners_that_contradict_each_other_are_tried_in_both_orders(monkeypatch):
+    one, other = ("loss", "arc_face"), ("regularizer", "saf")
+    assert compositions((one, other)) == [command((one, other), BASE)]
+    said = {one: ["head=embedding"], other: ["head=linear"]}
+    monkeypatch.setattr("partners.said", lambda field, *part: said.get(part, []) if field == "partners" else [])
+    monkeypatch.setattr("matrix.said", lambda field, *part: said.get(part, []))
+    assert [[word for word in words if "head" in word] for words in compositions((one, other))] == [
+        ["head=linear"],
+        ["head=embedding"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        ("weight must not be negative, got -1", "not refused but broken"),
+        ("these parts cannot work together:", "not refused but broken"),
+        ("these parts cannot work together:\n- saf cannot be combined with mixing: untested", "sentence of 8 words"),
+    ],
+)
+def test_another_error_is_no_refusal_and_untested_no_reason(message, why):
+    with pytest.raises(AssertionError, match=why):
+        refusal(ConfigError([message]))

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from bench import CLASSES, EVALUATORS, SIZE, TRAIN, build, canonical, equal, finite
+from bench import CLASSES, EVALUATORS, SIZE, TRAIN, build, canonical, each, equal, finite
 
 from lightning_modules.evaluators.base import EvaluationData
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize(("kind", "name"), EVALUATORS, ids=["/".join(one) for one in EVALUATORS])
+@each(EVALUATORS)
 def test_an_evaluator_only_looks(make_network, tmp_path, kind, name, dtype):
     """On a network of any type in training mode: finite metrics, the same twice, and nothing changed."""
     network, evaluator = make_network(batch_norm=True, dtype=dtype).train(), build(kind, name)

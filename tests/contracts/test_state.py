@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from bench import EPOCHS, EVERY, SIZE, Bench, canonical, equal, same
+from bench import EPOCHS, EVERY, PARTS, SIZE, Bench, canonical, each, equal, same
 
 from kernels.batch import Step
 from lightning_modules.part import Regularizer
@@ -34,7 +34,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(make_network, kind, name):
     assert fresh.parts.report() == whole.parts.report() and fresh.parts.idle() == whole.parts.idle()
 
 
-@EVERY
+@each(PARTS)
 def test_a_part_writes_state_only_in_commit(make_network, kind, name):
     """An update that is computed and left out leaves no trace, neither in the state nor in what follows."""
     bench = Bench(make_network, [(kind, name)]).run(range(EPOCHS - 1))
@@ -43,8 +43,8 @@ def test_a_part_writes_state_only_in_commit(make_network, kind, name):
     step = Step(epoch, 2 * epoch, seed=0, network=bench.network, forward=bench.network, batch_size=SIZE)
     run_step(bench.parts, canonical(range(SIZE), epoch), step, micro_batches=2)
     assert same((frozen(bench.parts), frozen(bench.network.head)), before)
-    for each in (bench, twin):
-        each.step(canonical(range(SIZE, 2 * SIZE), epoch), epoch, 2 * epoch + 1)
+    for one in (bench, twin):
+        one.step(canonical(range(SIZE, 2 * SIZE), epoch), epoch, 2 * epoch + 1)
     assert same(bench.tensors(), twin.tensors()) and same(told(bench), told(twin))
 
 
@@ -87,9 +87,9 @@ def test_the_two_contracts_above_can_fail(make_network):
             return {"updates": self.beside}
 
     bench, other = Bench(make_network), Bench(make_network)
-    for each in (bench, other):
-        each.parts.regularizers["counts"] = Counts()
-        each.parts._writers.append(each.parts.regularizers["counts"])
+    for one in (bench, other):
+        one.parts.regularizers["counts"] = Counts()
+        one.parts._writers.append(one.parts.regularizers["counts"])
     before = frozen(bench.parts)
     bench.step(canonical(range(SIZE)), 0, 0)
     assert not same(frozen(bench.parts), before)

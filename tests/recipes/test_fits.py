@@ -1,9 +1,13 @@
 """What cannot end well is refused before anything is trained, with the way out."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from tiny import but
 
 import recipes
+from recipes import fits
 from recipes.cli import evaluate
 from recipes.validate import ConfigError
 
@@ -82,6 +86,15 @@ def test_it_is_refused_when_the_run_is_built(words, message):
 def test_a_single_held_out_class_would_say_nothing():
     run = recipes.build(overrides=[*METRIC, "data.val_fraction=0.05"])
     assert len(run.data.classes_of("val")) == 2 and run.data.num_classes == 18
+
+
+@pytest.mark.parametrize(("gallery", "found"), [([1, 2], True), ([2, 2], False)])
+def test_a_query_is_found_by_its_class_in_the_gallery(gallery, found):
+    labels = torch.tensor([0, 1, 0, *gallery])
+    data = SimpleNamespace(labels_of=lambda part: labels)
+    is_query = torch.tensor([True, True, True, False, False])
+    assert fits._match(data, "test", torch.arange(5), is_query) is found
+    assert fits._match(data, "test", torch.arange(5), None)
 
 
 @pytest.fixture(scope="module")

@@ -144,6 +144,22 @@ def test_over_another_function_it_comes_last():
         torch.testing.assert_close(backbone.stem.weight, standardize_weight(original**3))
 
 
+def test_a_copy_has_weights_of_its_own_while_the_original_has_computed_its():
+    """A teacher or an average beside the network in training, which reads its weights from the same pass."""
+    backbone = operated(small())
+    copied = deepcopy(backbone)
+    with torch.no_grad():
+        copied.stem.parametrizations.weight.original.mul_(torch.linspace(-1, 1, 9).view(3, 3))
+    alone = copied.stem.weight.detach()
+    with computed_once(backbone):
+        torch.testing.assert_close(copied.stem.weight, alone)
+        assert not torch.equal(backbone.stem.weight, copied.stem.weight)
+    with computed_once(copied) as renew:
+        for _ in range(2):  # each backward uses up the graph of the weights
+            copied(images()).sum().backward()
+            renew()
+
+
 @pytest.mark.parametrize("keys", [{}, {"ddof": 1, "eps": 1e-5, "eps_mode": "added"}])
 def test_weights_are_the_function_and_gradients_reach_the_original(keys):
     backbone = operated(small(), **keys)
