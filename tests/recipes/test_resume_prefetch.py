@@ -80,14 +80,14 @@ def runs(tmp_path_factory):
 
 def at_validation(run, update, act):
     """Let something happen when the first batch of the validation after this update was measured."""
-    measure = run.task.measure_validation
+    measure = run.task.validation_step
 
     def measuring(*args):
         if run.task.update == update:
             act()
         return measure(*args)
 
-    run.task.measure_validation = measuring
+    run.task.validation_step = measuring
     return run
 
 
