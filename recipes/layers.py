@@ -87,7 +87,7 @@ def choice_problem(group: str, name: str) -> str | None:
 
 def choice_problems(group: str, names: Sequence[str], beside: Sequence[str] = ()) -> list[str]:
     """Why names are no choices for a group, or not together, or not beside those that are there."""
-    keys = [key_of(name) for name in dict.fromkeys([*beside, *names])]
+    keys = [key_of(name) for name in [*names, *(name for name in beside if name not in names)]]
     twice = sorted({key for key in keys if keys.count(key) > 1})
     return [
         *(problem for name in names if (problem := choice_problem(group, name))),

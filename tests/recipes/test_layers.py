@@ -142,6 +142,7 @@ def test_a_nested_part_with_another_target_starts_anew(write):
         (child("/head: null"), "defaults: every run has a head; write override /head: NAME"),
         (child("/head: [linear]"), "defaults: head holds one part; write override /head: NAME"),
         (child("/head: 3"), "defaults: 3 is no name"),
+        (child("/regularizer: [saf, saf]"), "defaults: regularizer: two parts are called saf; choose one of them"),
         (child("/loss: cross_entrop"), "loss=cross_entrop is not known; did you mean cross_entropy"),
         (child("recipe: grocery_saf"), "recipe (the file's own name) is not part of a recipe; leave it out"),
         ("defaults: [_self_]", "'_self_' is no recipe; recipes are cars_metrix"),
