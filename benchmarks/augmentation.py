@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.timing import save
 from datamodules.arrays import ArrayData
-from datamodules.augment import BatchAugment
-from datamodules.cifar import CIFAR10
+from datamodules.augmentation.augment import BatchAugment
+from datamodules.sources.cifar import CIFAR10
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 GOALS = {"torchvision v2 on PIL": 50.0, "albumentations": 10.0}

@@ -23,8 +23,8 @@ import torch
 
 from benchmarks.timing import interleave, ratio, save
 from lightning_modules.backbones.timm_backbone import create_backbone
-from recipes.checkpoint import CheckpointStore
-from recipes.checkpoint_read import tensor_bytes
+from recipes.checkpoints.load import CheckpointStore
+from recipes.checkpoints.read import tensor_bytes
 
 
 def training_state(backbone: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from recipes.source import ROOMS, ROOT
+from recipes.configuration.source import ROOMS, ROOT
 
 CODES = (0, 1, 2, 75)  # what a program that nobody signals may end with
 MOST_BYTES = 16 * 2**30  # of a child's address space: an extreme number may ask for all there is

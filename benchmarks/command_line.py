@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 from benchmarks.timing import interleave, ratio, save
-from recipes.signature import ROOT
+from recipes.configuration.signature import ROOT
 
 WORDS = {"help": ["--help"], "misspelled recipe": ["recipe=cifar_saff"], "bad key": ["data.rooot=1"]}
 

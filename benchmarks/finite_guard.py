@@ -18,7 +18,7 @@ import torch
 from benchmarks.timing import arguments, interleave, ratios, save
 from kernels.batch import Batch, Step
 from lightning_modules.backbones.timm_backbone import create_backbone
-from lightning_modules.finite_guard import FiniteGuard
+from lightning_modules.finite.guard import FiniteGuard
 from lightning_modules.heads.linear import Linear
 from lightning_modules.host_memory import keep_freed_memory
 from lightning_modules.losses.cross_entropy import CrossEntropy

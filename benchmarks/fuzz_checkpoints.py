@@ -31,13 +31,13 @@ from typing import Any
 import torch
 
 import recipes
-from recipes.checkpoint import load_checkpoint, save_checkpoint
-from recipes.checkpoint_form import check_evaluable, check_resumable
-from recipes.going_on import position_problem
-from recipes.make import rebuild_network
-from recipes.self_check import differing
-from recipes.stop import Stopped
-from recipes.stored import stored_config
+from recipes.building.make import rebuild_network
+from recipes.checkpoints.form import check_evaluable, check_resumable
+from recipes.checkpoints.load import load_checkpoint, save_checkpoint
+from recipes.checkpoints.stored import stored_config
+from recipes.processes.stop import Stopped
+from recipes.running.going_on import position_problem
+from recipes.running.self_check import differing
 
 WORDS = ["backbone=test_efficientnet", "data.batch_size=4", "data.limit_train=8", "data.limit_test=8",
          "data.val_fraction=0.02", "trainer.max_epochs=2", "trainer.accelerator=cpu", "callback=[]", "evaluator=[]",

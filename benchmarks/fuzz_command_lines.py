@@ -19,8 +19,8 @@ from pathlib import Path
 
 from benchmarks.children import Ended, preload, run_child, summary
 from benchmarks.timing import save
-from recipes.catalogue import groups, options
 from recipes.cli import evaluate, export, train
+from recipes.configuration.catalogue import groups, options
 
 Program = Callable[[list[str]], int]
 TINY = [

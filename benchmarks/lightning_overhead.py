@@ -21,13 +21,13 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-import lightning_modules.task as task_module
+import lightning_modules.tasks.task as task_module
 import recipes
 from benchmarks.timing import save
 from kernels.batch import Batch
-from recipes.keeper import Keeper
-from recipes.recorder import Recorder
-from recipes.stop import StopRequest
+from recipes.processes.stop import StopRequest
+from recipes.running.keeper import Keeper
+from recipes.running.recorder import Recorder
 
 BATCH = 4
 

@@ -23,14 +23,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import recipes.assemble
+import recipes.building.assemble
 import recipes.report.page  # noqa: F401  # imported here once, not in every child
 from benchmarks.timing import save
 from kernels.batch import Batch
-from lightning_modules.task import Task
-from recipes.checkpoint import CheckpointStore
+from lightning_modules.tasks.task import Task
+from recipes.checkpoints.load import CheckpointStore
 from recipes.cli import train
-from recipes.self_check import differing
+from recipes.running.self_check import differing
 
 COMMON = ["data.batch_size=16", "data.limit_test=80", "trainer.accelerator=cpu"]
 LONG = [

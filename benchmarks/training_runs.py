@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-import recipes.assemble
+import recipes.building.assemble
 import recipes.report.page  # noqa: F401  # imported here once, not in every child
 from recipes.cli import train
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.augment import BatchAugment
+from datamodules.augmentation.augment import BatchAugment
 from datamodules.base import ImageData
 from datamodules.manifest import Parts, entry
-from datamodules.order import Keys
+from datamodules.order.order import Keys
 from kernels.augment import to_float
 from kernels.batch import Batch
 
@@ -77,7 +77,7 @@ class ArrayData(ImageData):
         super().__init__(seed, **common)
         if augment is not None and not isinstance(augment, BatchAugment):
             raise TypeError(
-                f"data.augment of {type(self).__name__} must be a datamodules.augment.BatchAugment, "
+                f"data.augment of {type(self).__name__} must be a datamodules.augmentation.augment.BatchAugment, "
                 f"got {type(augment).__name__}"
             )
         self.augment = augment

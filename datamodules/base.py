@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.class_order import ClassBalancedOrder
 from datamodules.data_key import key_of, settings_of
-from datamodules.loader import Loader, make_loader
 from datamodules.manifest import Parts, combined
 from datamodules.noisy_labels import NoisyLabels
-from datamodules.order import ShuffledOrder, StoredOrder, TrainingOrder
-from datamodules.split import index_digest, limit
+from datamodules.order.class_order import ClassBalancedOrder
+from datamodules.order.loader import Loader, make_loader
+from datamodules.order.order import ShuffledOrder, StoredOrder, TrainingOrder
+from datamodules.order.split import index_digest, limit
 from kernels.batch import Batch
 from kernels.ranges import RangeChecked
 
@@ -38,7 +38,7 @@ class ImageData(RangeChecked, NoisyLabels, lightning.LightningDataModule):
         limit_test: test on so many samples only (stratified).
         drop_last: leave out an incomplete last training batch.
         samples_per_class: batches of ``batch_size / samples_per_class`` classes with so many samples each (see
-            ``datamodules.class_order``); None shuffles all samples.
+            ``datamodules.order.class_order``); None shuffles all samples.
         augmentations: epochs after which the augmentations of the samples come again (the order does not), so that what
             is computed of them can be kept: see ``Batch.augmentation``. None for new ones in every epoch.
         select_on: ``val`` holds out ``val_fraction``; ``test_best`` holds out nothing and validates on the test part,

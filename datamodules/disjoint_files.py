@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from datamodules.file_list import FileList
-from datamodules.folder_tree import class_names, scan
 from datamodules.image_files import ImageFiles
-from datamodules.label_paths import Inside
-from datamodules.label_rows import LabelFile
-from datamodules.unicode_form import in_composed_form
-from datamodules.walk import LeftOut
+from datamodules.labels.label_paths import Inside
+from datamodules.labels.label_rows import LabelFile
+from datamodules.labels.unicode_form import in_composed_form
+from datamodules.reading.file_list import FileList
+from datamodules.reading.folder_tree import class_names, scan
+from datamodules.reading.walk import LeftOut
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.albumentations_transforms import FileAugment
+from datamodules.augmentation.albumentations_transforms import FileAugment
 from datamodules.base import ImageData
-from datamodules.decode import MAX_PIXELS
-from datamodules.file_list import FileList
-from datamodules.files import FileSource
 from datamodules.manifest import Parts, files_entry
-from datamodules.unreadable import Tally, check_policy
+from datamodules.reading.decode import MAX_PIXELS
+from datamodules.reading.file_list import FileList
+from datamodules.reading.files import FileSource
+from datamodules.reading.unreadable import Tally, check_policy
 
 
 class ImageFiles(ImageData):
-    """Images decoded while training (JPEG, PNG, WebP, BMP, GIF, TIFF; see ``datamodules.decode``).
+    """Images decoded while training (JPEG, PNG, WebP, BMP, GIF, TIFF; see ``datamodules.reading.decode``).
 
     Training images go through ``augment``; evaluation, and training without it: shorter side to ``resize_size``,
     central crop. Subclasses define ``read``, which fills ``files`` beside what ``ImageData`` asks for.
@@ -60,7 +60,7 @@ class ImageFiles(ImageData):
         if augment is not None and not isinstance(augment, FileAugment):
             raise TypeError(
                 f"data.augment of {type(self).__name__} must be a "
-                f"datamodules.albumentations_transforms.FileAugment, got {type(augment).__name__}"
+                f"datamodules.augmentation.albumentations_transforms.FileAugment, got {type(augment).__name__}"
             )
         check_policy(on_unreadable)
         self.image_size = image_size

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from datamodules.manifest import Parts, entry, names_entry
-from datamodules.split import hold_out, hold_out_classes
+from datamodules.order.split import hold_out, hold_out_classes
 
 
 class LabelSets:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from datamodules.file_list import FileList
+from datamodules.reading.file_list import FileList
 
 #: ``{"count": how many, "sha256": of their content}`` of each piece: ``classes``, ``train``, ``val``, ``test``;
 #: ``val_classes`` and ``test_classes`` where they are others; ``test_is_query`` where a set has queries and a gallery;

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from datamodules.label_noise import LabelNoise
 from datamodules.label_sets import LabelSets
+from datamodules.labels.label_noise import LabelNoise
 from datamodules.manifest import Parts, entry
 
 

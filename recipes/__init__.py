@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from recipes.run import Run
-    from recipes.staged import StagedRun
+    from recipes.building.staged import StagedRun
+    from recipes.running.run import Run
 
 
 def build(recipe: str | None = None, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> Run | StagedRun:
@@ -30,8 +30,9 @@ def build(recipe: str | None = None, overrides: Sequence[str] = (), allow: Seque
     Raises:
         ConfigError: every problem of the configuration at once.
     """
-    from recipes.allow import allowing
-    from recipes.stages import assembled, compose_run
+    from recipes.building.assembled import assembled
+    from recipes.configuration.allow import allowing
+    from recipes.configuration.stages import compose_run
 
     with allowing(allow):
         return assembled(compose_run([*([f"recipe={recipe}"] if recipe else []), *overrides]))
@@ -48,9 +49,9 @@ def resume_run(directory: str | Path, overrides: Sequence[str] = (), allow: Sequ
     Raises:
         ConfigError: no run there, or an override that would make it another run.
     """
-    from recipes.allow import allowing
-    from recipes.resume import configure
-    from recipes.stages import assembled
+    from recipes.building.assembled import assembled
+    from recipes.configuration.allow import allowing
+    from recipes.running.resume import configure
 
     with allowing(allow):
         config, path = configure([f"resume={directory}", *overrides])

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from recipes.allow import allow_words, allowing, take_allow
-from recipes.boundary import VARIABLE, contain
-from recipes.validate import ConfigError
+from recipes.configuration.allow import allow_words, allowing, take_allow
+from recipes.configuration.boundary import VARIABLE, contain
+from recipes.configuration.problems import ConfigError
 
 TRACEBACK = "--traceback"
 
@@ -19,15 +19,16 @@ def train(argv: Sequence[str] | None = None) -> int:
     """``python train.py [recipe=NAME] [key=value ...] [-m]``."""
 
     def run(words: list[str]) -> int:
-        from recipes.compose import to_yaml
-        from recipes.stages import assembled, compose_run
-        from recipes.words import take
+        from recipes.building.assembled import assembled
+        from recipes.configuration.compose import to_yaml
+        from recipes.configuration.stages import compose_run
+        from recipes.configuration.words import take
 
         show = "--config" in words
         words = [word for word in words if word != "--config"]
         check, words = _take_self_check(words)
         if take(words, "resume")[0] is not None:
-            from recipes.resume import configure
+            from recipes.running.resume import configure
 
             config, directory = configure(words)
         else:
@@ -36,7 +37,7 @@ def train(argv: Sequence[str] | None = None) -> int:
             print(to_yaml(config), end="")
             return 0
         if check:
-            from recipes.self_check import self_check
+            from recipes.running.self_check import self_check
 
             return self_check(words)
         assembled(config, command=_command("train.py", words), resume=directory, needs_images=True).run()
@@ -49,7 +50,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     """``python evaluate.py checkpoint=PATH [evaluator=NAME] ...``, or ``query=IMAGE index=FOLDER``."""
 
     def run(words: list[str]) -> int:
-        from recipes.words import take
+        from recipes.configuration.words import take
 
         if any(take(words, key)[0] is not None for key in ("query", "index")):
             from recipes.query import configure_query, query
@@ -71,10 +72,10 @@ def export(argv: Sequence[str] | None = None) -> int:
     """``python export.py checkpoint=PATH [format=timm] [output=PATH]``."""
 
     def run(words: list[str]) -> int:
-        from recipes.compose import compose_config
+        from recipes.configuration.compose import compose_config
 
-        config = compose_config(words, root="export", target="recipes.export_checkpoint.export_checkpoint")
-        from recipes.export_checkpoint import export_checkpoint
+        config = compose_config(words, root="export", target="recipes.exporting.export_checkpoint.export_checkpoint")
+        from recipes.exporting.export_checkpoint import export_checkpoint
 
         export_checkpoint(**config)
         return 0
@@ -84,7 +85,7 @@ def export(argv: Sequence[str] | None = None) -> int:
 
 def _take_self_check(words: list[str]) -> tuple[bool, list[str]]:
     """Whether ``self_check=true`` is among the words, and the other ones."""
-    from recipes.words import take
+    from recipes.configuration.words import take
 
     text, others = take(words, "self_check")
     if text not in (None, "true", "false"):
@@ -101,7 +102,7 @@ def _command(program: str, words: Sequence[str]) -> str:
 def _main(program_name: str, run: Callable[[list[str]], Any], argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if "--help" in words or "-h" in words:
-        from recipes.help import help_text
+        from recipes.configuration.help import help_text
 
         print(help_text(program_name))
         return 0
@@ -133,7 +134,7 @@ def _dispatch(program: str, run: Callable[[list[str]], Any], words: list[str]) -
     words = [word for word in words if word not in ("-m", "--multirun")]
     _refuse_flags(words)
     if multirun:
-        from recipes.sweep import sweep
+        from recipes.running.sweep import sweep
 
         return sweep(program, [word for word in words if word != "--config"], "--config" in words)
     return int(run(words))

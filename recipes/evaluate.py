@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.boundary import refusing
-from recipes.compose import compose_config
-from recipes.plain import value_problems
-from recipes.signature import TARGET
-from recipes.validate import ConfigError, group_problems, problems_of
-from recipes.words import set_words, split_words
+from recipes.configuration.boundary import refusing
+from recipes.configuration.compose import compose_config
+from recipes.configuration.plain import value_problems
+from recipes.configuration.problems import ConfigError
+from recipes.configuration.signature import TARGET
+from recipes.configuration.validate import group_problems, problems_of
+from recipes.configuration.words import set_words, split_words
 
 Part = dict[str, Any]
-FOLDER = "datamodules.unlabelled.Unlabelled"
+FOLDER = "datamodules.sources.unlabelled.Unlabelled"
 UNUSED = (
     "it keeps embeddings, which evaluator=[retrieval] and utilization read; not of data that may leave out files "
     "(data.on_unreadable=substitute)"
@@ -55,7 +56,7 @@ def evaluate_checkpoint(
     device: str = "auto",
     cache: str | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Run evaluators on a network by reference (see ``recipes.networks``), or on a backbone as it is.
+    """Run evaluators on a network by reference (see ``recipes.building.networks``), or on a backbone as it is.
 
     Args:
         data_words: ``data.key=value`` words applied to the data of the checkpoint's recipe.
@@ -76,8 +77,8 @@ def evaluate_checkpoint(
             anything; what the others found out is written all the same.
     """
     from lightning_modules.evaluators.feature_cache import FeatureCache
-    from recipes.make import make
-    from recipes.subject import networks_for, source_of
+    from recipes.building.make import make
+    from recipes.building.subject import networks_for, source_of
 
     with refusing():
         where, place = device_of(device), _cache_folder(cache)
@@ -116,8 +117,8 @@ def _results(
             behind where nothing was found out.
     """
     from lightning_modules.evaluators.base import evaluate_all
-    from recipes.directory import write_json
     from recipes.report.page import write_report
+    from recipes.running.directory import write_json
 
     evaluations: dict[str, Any] = {}
     failed: dict[str, Exception] = {}
@@ -148,7 +149,7 @@ def _subject(
     data_words: Sequence[str],
     evaluator: dict[str, Part],
 ) -> Any:
-    from recipes.subject import of_backbone, of_checkpoint
+    from recipes.building.subject import of_backbone, of_checkpoint
 
     _check_subject(checkpoint, backbone, data)
     if backbone is not None and data is not None:

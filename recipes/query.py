@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from recipes.boundary import refusing
-from recipes.compose import compose_config
+from recipes.checkpoints.stored import preprocessing_problems
+from recipes.configuration.boundary import refusing
+from recipes.configuration.compose import compose_config
+from recipes.configuration.problems import ConfigError
 from recipes.evaluate import Part, device_of, new_folder
-from recipes.stored import preprocessing_problems
-from recipes.validate import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,11 +57,11 @@ def query(
     Raises:
         ConfigError: a gallery, network or image that cannot be used, with the reason.
     """
-    from datamodules.unlabelled import Unlabelled
+    from datamodules.sources.unlabelled import Unlabelled
     from lightning_modules.evaluators.base import EvaluationData
     from lightning_modules.evaluators.embedded import embedded
     from lightning_modules.evaluators.retrieval_saved import load_gallery
-    from recipes.directory import write_json
+    from recipes.running.directory import write_json
 
     asked, place = (Path(os.path.expanduser(path)) for path in (query, index))
     if not asked.exists():
@@ -94,7 +94,7 @@ def _network(gallery: SavedGallery, index: str, checkpoint: str | None, backbone
     """The network that made the vectors, and no other."""
     from lightning_modules.evaluators.retrieval_saved import AGAIN
     from lightning_modules.frozen import state_digest
-    from recipes.subject import of_backbone
+    from recipes.building.subject import of_backbone
 
     if checkpoint is not None and backbone is not None:
         raise ConfigError(["give either checkpoint=PATH or backbone=NAME: one of them made the gallery"])
@@ -112,7 +112,7 @@ def _network(gallery: SavedGallery, index: str, checkpoint: str | None, backbone
 
 
 def _stored_network(path: str, index: str, named: bool) -> Network:
-    from recipes.networks import network_of
+    from recipes.building.networks import network_of
 
     if not path:
         raise ConfigError(
@@ -189,7 +189,7 @@ def _picture(gallery: SavedGallery, item: int) -> np.ndarray:
     """As the network saw it; a grey square where the file is gone or there is no picture."""
     import numpy as np
 
-    from datamodules.decode import read_rgb, resize_and_crop
+    from datamodules.reading.decode import read_rgb, resize_and_crop
 
     size = gallery.preprocessing["image_size"]
     if gallery.pictures is not None:

@@ -22,7 +22,14 @@ sys.path.insert(0, str(Path(__file__).parent))  # for what tests of several fold
 CLASSES, TRAIN = 3, 40
 # Processes of tests are forked from one server, which imports this once, whichever test starts it.
 multiprocessing.set_forkserver_preload(
-    ["recipes", "recipes.assemble", "recipes.cli", "recipes.report.page", "torch.utils.tensorboard", "processes"]
+    [
+        "recipes",
+        "recipes.building.assemble",
+        "recipes.cli",
+        "recipes.report.page",
+        "torch.utils.tensorboard",
+        "processes",
+    ]
 )
 
 

@@ -9,7 +9,7 @@ from functools import cache
 
 import yaml
 
-from recipes.catalogue import CONFIGS, header, holds_several
+from recipes.configuration.catalogue import CONFIGS, header, holds_several
 
 PARTNERS, QUICK = "partners", "quick"
 

@@ -25,7 +25,7 @@ for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stderr(said):
         code = train(words)
     found[" ".join(words)] = [code, said.getvalue()]
-from recipes.help import help_text
+from recipes.configuration.help import help_text
 found["--help"] = [0, help_text("train.py")]
 found["pytest"] = [int(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", "tests/lightning_modules"])), ""]
 open("found.json", "w").write(json.dumps(found))

@@ -2,8 +2,8 @@
 
 import re
 
-from recipes.catalogue import CONFIGS
-from recipes.signature import ROOT
+from recipes.configuration.catalogue import CONFIGS
+from recipes.configuration.signature import ROOT
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 ABSENT = TEXT.partition("## What is not there yet")[2].partition("\n## ")[0]

@@ -16,10 +16,10 @@ SOURCES = sorted(
 CALLS = {"eval", "exec", "compile", "__import__"}
 UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 #: The only file that reads pickles, with an unpickler that knows numpy arrays and nothing else.
-UNPICKLERS = {"datamodules/cifar.py": {"Unpickler", "UnpicklingError"}}
+UNPICKLERS = {"datamodules/sources/cifar.py": {"Unpickler", "UnpicklingError"}}
 #: The only files that import a module by a name that is not written in them.
 #: The first two check a name before they import it; the last imports the files of this library.
-IMPORTERS = {"recipes/make.py", "recipes/kinds.py", "benchmarks/children.py"}
+IMPORTERS = {"recipes/building/make.py", "recipes/configuration/kinds.py", "benchmarks/children.py"}
 FLOORS = {"lightning": (2, 6, 6), "torch": (2, 11), "hydra-core": (1, 3, 8)}
 
 
@@ -47,7 +47,7 @@ def _problems(node, name):
     if called == "torch.load" and keywords.get("weights_only") != "True":
         yield "torch.load without weights_only=True"
     if re.fullmatch(r"yaml\.(load|load_all|unsafe_load|full_load)(_all)?", called):
-        yield f"{called}; use recipes.plain.read_yaml or yaml.safe_load"
+        yield f"{called}; use recipes.configuration.plain.read_yaml or yaml.safe_load"
     if called in ("np.load", "numpy.load") and keywords.get("allow_pickle") != "False":
         yield "numpy.load without allow_pickle=False"
     if keywords.get("shell", "False") != "False" or re.fullmatch(r"os\.(system|popen)|subprocess\.getoutput", called):

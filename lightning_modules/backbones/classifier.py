@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_modules.backbones.timm_backbone import IF_REACHABLE, Backbone, create_timm
 from lightning_modules.backbones.weights import classifier_keys, converted, read_file
 from lightning_modules.heads.linear import Linear
-from lightning_modules.state_fit import value_problems
+from lightning_modules.state.state_fit import value_problems
 
 
 def own_classifier(backbone: Backbone, pretrained: bool | str) -> Linear | None:

@@ -15,7 +15,7 @@ import torch
 from timm.models import _builder, adapt_input_conv
 from torch import Tensor, nn
 
-from lightning_modules.state_fit import kind_problem, value_problems
+from lightning_modules.state.state_fit import kind_problem, value_problems
 from lightning_modules.weights_file import read_weights
 
 

@@ -15,9 +15,9 @@ from kernels.batch import Batch, Output
 from lightning_modules.distributed import total_over_processes
 from lightning_modules.evaluators.base import EvaluationData, Evaluator, Measurement
 from lightning_modules.evaluators.result import Evaluation, Mistake
-from lightning_modules.meters import Meter
 from lightning_modules.network import Network
 from lightning_modules.precision import at_least_float32
+from lightning_modules.tasks.meters import Meter
 
 
 class ClassificationEvaluator(Evaluator):

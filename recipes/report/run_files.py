@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.plain import read_yaml
+from recipes.configuration.plain import read_yaml
 
 Column = list[float | None]
 

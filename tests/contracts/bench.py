@@ -19,8 +19,8 @@ from lightning_modules.part import Context
 from lightning_modules.parts import Parts
 from lightning_modules.step import run_step
 from lightning_modules.surgery.base import operate
-from recipes.catalogue import CONFIGS, holds_several
-from recipes.make import make
+from recipes.building.make import make
+from recipes.configuration.catalogue import CONFIGS, holds_several
 
 #: Kinds that take a seat in a training step. Whatever is in configs/ stands here, or in one of the two lists below.
 PARTS_OF_A_STEP = ("attack", "gradient", "head", "loss", "mixing", "regularizer", "reweighting")

@@ -11,15 +11,15 @@ import torch
 from bench import ALL, finite, kinds
 from partners import PARTNERS, command, configure, said
 
-import recipes.assemble as assembly
+import recipes.building.assemble as assembly
 from kernels.batch import Step
 from lightning_modules.evaluators.base import EvaluationData, evaluate_all
 from lightning_modules.step import run_step
-from recipes.catalogue import holds_several
-from recipes.initialization import built_network
-from recipes.make import make, make_data
-from recipes.probe import check_takes
-from recipes.validate import ConfigError
+from recipes.building.initialization import built_network
+from recipes.building.make import make, make_data
+from recipes.building.probe import check_takes
+from recipes.configuration.catalogue import holds_several
+from recipes.configuration.problems import ConfigError
 
 BASE = [
     "data=folder",

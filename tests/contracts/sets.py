@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from bench import names
 from partners import node
 
-from recipes.make import make_data
+from recipes.building.make import make_data
 
 LAYOUTS = Path(__file__).parent / "layouts"
 _WRITTEN = TemporaryDirectory(prefix="layouts_")  # goes with the process

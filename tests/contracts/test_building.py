@@ -19,10 +19,10 @@ from bench import (
 )
 from partners import PARTNERS, QUICK, command, configure, node, said
 
-from recipes.catalogue import CONFIGS, header
-from recipes.compose import compose_config
-from recipes.kinds import check_callable, kinds_of
-from recipes.signature import place_of, signature
+from recipes.configuration.catalogue import CONFIGS, header
+from recipes.configuration.compose import compose_config
+from recipes.configuration.kinds import check_callable, kinds_of
+from recipes.configuration.signature import place_of, signature
 
 AT_LEAST = {"loss": 16, "surgery": 6, "data": 14, "backbone": 8, "mixing": 3, "head": 3, "gradient": 3, "evaluator": 4}
 

@@ -5,7 +5,7 @@ from bench import ALL, kinds
 from matrix import BASE, compositions, kind_pairs, outcome, pairs_of, refusal
 from partners import command
 
-from recipes.validate import ConfigError
+from recipes.configuration.problems import ConfigError
 
 
 @pytest.mark.parametrize(("one", "other"), kind_pairs(), ids=["+".join(pair) for pair in kind_pairs()])

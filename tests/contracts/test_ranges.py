@@ -9,13 +9,13 @@ import pytest
 import yaml
 
 from kernels.ranges import Range
-from recipes.annotation import range_of, without_ranges
-from recipes.catalogue import CONFIGS, groups
-from recipes.signature import ROOMS, matches, place_of, signature
-from recipes.source import ROOT
-from recipes.validate import problems_of
+from recipes.configuration.annotation import range_of, without_ranges
+from recipes.configuration.catalogue import CONFIGS, groups
+from recipes.configuration.signature import ROOMS, matches, place_of, signature
+from recipes.configuration.source import ROOT
+from recipes.configuration.validate import problems_of
 
-ROOTS = ["recipes.assemble.assemble", "recipes.evaluate.evaluate_checkpoint"]
+ROOTS = ["recipes.building.assemble.assemble", "recipes.evaluate.evaluate_checkpoint"]
 
 
 def parts_in(node):
@@ -99,8 +99,8 @@ def test_the_scan_sees_every_group_and_many_keys():
     assert {
         "lightning_modules.losses",
         "lightning_modules.optimization",
-        "recipes.trainer",
-        "recipes.assemble",
+        "recipes.processes.trainer",
+        "recipes.building.assemble",
     } <= named
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from datamodules.arrays import ArrayData, check_images
-from datamodules.augment import BatchAugment
-from datamodules.order import ShuffledOrder
+from datamodules.augmentation.augment import BatchAugment
+from datamodules.order.order import ShuffledOrder
 from kernels.augment import to_float
 from kernels.batch import Batch
 
@@ -268,5 +268,5 @@ def test_bad_settings(tiny: type[ArrayData], keys: dict[str, Any], message: str)
 
 
 def test_wrong_kind_of_augment(tiny: type[ArrayData]) -> None:
-    with pytest.raises(TypeError, match="data.augment of Tiny must be a datamodules.augment.BatchAugment, got dict"):
+    with pytest.raises(TypeError, match="data.augment of Tiny must be a datamodules.*augment.BatchAugment, got dict"):
         tiny(0, augment={"crop_padding": 4})  # type: ignore[arg-type]

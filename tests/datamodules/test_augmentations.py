@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.albumentations_transforms import FileAugment
 from datamodules.arrays import ArrayData
-from datamodules.augment import BatchAugment
-from datamodules.folder import Folder
+from datamodules.augmentation.albumentations_transforms import FileAugment
+from datamodules.augmentation.augment import BatchAugment
+from datamodules.sources.folder import Folder
 from kernels.batch import Batch
 
 EPOCHS, V = 5, 2

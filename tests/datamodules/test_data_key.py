@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from datamodules import data_key
-from datamodules.albumentations_transforms import FileAugment
 from datamodules.arrays import ArrayData
-from datamodules.augment import BatchAugment
-from datamodules.folder import Folder
-from datamodules.symmetric import Symmetric
+from datamodules.augmentation.albumentations_transforms import FileAugment
+from datamodules.augmentation.augment import BatchAugment
+from datamodules.labels.symmetric import Symmetric
+from datamodules.sources.folder import Folder
 
 PARTS = ("train", "train_eval", "val", "test")
 TRAINED = {"train", "train_eval", "val"}

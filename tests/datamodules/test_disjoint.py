@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from datamodules.arrays import ArrayData
-from datamodules.grocery import Grocery, GroceryDisjoint
 from datamodules.manifest import manifest_difference
-from datamodules.split import hold_out_classes
+from datamodules.order.split import hold_out_classes
+from datamodules.sources.grocery import Grocery, GroceryDisjoint
 
 NAMES = tuple("abcdefghij")
 TEST_NAMES = ("x", "y", "z")

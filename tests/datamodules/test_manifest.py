@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from datamodules.arrays import ArrayData
-from datamodules.folder import Folder
-from datamodules.labelled_files import LabelledFiles
 from datamodules.manifest import WHOLE_BYTES, manifest_difference
+from datamodules.sources.folder import Folder
+from datamodules.sources.labelled_files import LabelledFiles
 
 pytestmark = pytest.mark.fault
 

@@ -1,6 +1,6 @@
 """Names in two Unicode forms are one name."""
 
-from datamodules.unicode_form import differing_in_form, in_composed_form, same_names
+from datamodules.labels.unicode_form import differing_in_form, in_composed_form, same_names
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from processes import SAF, TINY, but, together
 
-from recipes.checkpoint import CheckpointStore
-from recipes.directory import read_status
-from recipes.signature import ROOT
+from recipes.checkpoints.load import CheckpointStore
+from recipes.configuration.signature import ROOT
+from recipes.running.directory import read_status
 
 pytestmark = pytest.mark.fault
 

@@ -6,7 +6,7 @@ from processes import together
 
 from kernels.batch import Step
 from lightning_modules.distributed import average_over_processes, gather, gather_with_gradient, share_of
-from lightning_modules.finite import Verdict, check_finite
+from lightning_modules.finite.check import Verdict, check_finite
 from lightning_modules.regularizers.activity import Activity
 from lightning_modules.step import StepResult
 

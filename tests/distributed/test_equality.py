@@ -11,7 +11,7 @@ import pytest
 import torch
 from processes import SAF, TINY, but, command, together
 
-from recipes.checkpoint import CheckpointStore
+from recipes.checkpoints.load import CheckpointStore
 
 pytestmark = pytest.mark.fault
 #: 21 samples leave a last batch of 5: shares of 2 and 3.

@@ -9,7 +9,7 @@ import time
 import pytest
 from processes import SAF, TINY, answer, command
 
-from recipes.checkpoint import CheckpointStore
+from recipes.checkpoints.load import CheckpointStore
 
 pytestmark = pytest.mark.fault
 LIMIT_S = 30

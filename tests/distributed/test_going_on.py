@@ -8,9 +8,9 @@ import pytest
 from processes import SAF, TINY, answer, but, command, together
 
 import recipes
-from recipes.checkpoint import CheckpointStore
-from recipes.self_check import differing
-from recipes.validate import ConfigError
+from recipes.checkpoints.load import CheckpointStore
+from recipes.configuration.problems import ConfigError
+from recipes.running.self_check import differing
 
 pytestmark = pytest.mark.fault
 #: Batch norm, dropout, a moving average, SAF, and a last batch of unequal shares.

@@ -9,7 +9,7 @@ from lightning_modules.losses.cross_entropy import CrossEntropy
 from lightning_modules.part import Context
 from lightning_modules.parts import Parts
 from lightning_modules.step import run_step
-from recipes.make import build_network
+from recipes.building.make import build_network
 
 BACKBONE = {"_target_": "lightning_modules.backbones.timm_backbone.create_backbone"}
 HEAD = {"_target_": "lightning_modules.heads.linear.Linear"}

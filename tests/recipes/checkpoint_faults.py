@@ -9,8 +9,9 @@ import warnings
 import pytest
 import torch
 
-from recipes import checkpoint_store, sidecar
-from recipes.checkpoint import CheckpointStore
+from recipes.checkpoints import sidecar
+from recipes.checkpoints import store as checkpoint_store
+from recipes.checkpoints.load import CheckpointStore
 
 #: Children are forked beside the threads that write, on purpose.
 MARKS = [pytest.mark.fault, pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")]

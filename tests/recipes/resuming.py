@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 import recipes
-from recipes.checkpoint import CheckpointStore
-from recipes.stop import Stopped
+from recipes.checkpoints.load import CheckpointStore
+from recipes.processes.stop import Stopped
 
 
 def finish(run):

@@ -11,16 +11,16 @@ import yaml
 from lightning.pytorch.accelerators import CPUAccelerator
 from tiny import but
 
-from recipes import sweep as sweep_module
-from recipes.catalogue import groups, header, options
 from recipes.cli import evaluate, export, train
-from recipes.compose import compose_config, to_yaml
-from recipes.directory import write_status
-from recipes.run import NeverActed
-from recipes.signature import ROOT
-from recipes.sweep import expand
-from recipes.trainer import create_trainer
-from recipes.validate import ConfigError
+from recipes.configuration.catalogue import groups, header, options
+from recipes.configuration.compose import compose_config, to_yaml
+from recipes.configuration.problems import ConfigError
+from recipes.configuration.signature import ROOT
+from recipes.processes.trainer import create_trainer
+from recipes.running import sweep as sweep_module
+from recipes.running.directory import write_status
+from recipes.running.run import NeverActed
+from recipes.running.sweep import expand
 
 TORCH_FREE = """
 import contextlib, io, sys
@@ -94,7 +94,8 @@ def test_config_prints_what_would_run_and_stops(capsys):
 
 def stub_assemble(monkeypatch, run):
     given = []
-    monkeypatch.setattr("recipes.assemble.assemble", lambda **keys: given.append(keys) or SimpleNamespace(run=run))
+    stub = lambda **keys: given.append(keys) or SimpleNamespace(run=run)  # noqa: E731
+    monkeypatch.setattr("recipes.building.assemble.assemble", stub)
     return given
 
 
@@ -149,7 +150,7 @@ def test_a_gpu_that_is_not_there():
 
 
 def test_apples_mps_is_never_taken(monkeypatch):
-    monkeypatch.setattr("recipes.trainer.MPSAccelerator.is_available", lambda: True)
+    monkeypatch.setattr("recipes.processes.trainer.MPSAccelerator.is_available", lambda: True)
     assert isinstance(create_trainer(max_epochs=1).accelerator, CPUAccelerator)
     for name in ("mps", "gpu"):
         with pytest.raises(ValueError, match=f"trainer.accelerator={name}: Apple's MPS has no float64"):

@@ -11,18 +11,18 @@ import torch
 from PIL import Image
 
 import recipes
-from datamodules.grocery import Grocery
+from datamodules.sources.grocery import Grocery
 from kernels.batch import Batch
 from lightning_modules.evaluators.base import EvaluationData
 from lightning_modules.evaluators.predict import Predict
 from lightning_modules.heads.linear import Linear
-from recipes.checkpoint import load_checkpoint, save_checkpoint
+from recipes.building.make import rebuild_network
+from recipes.building.networks import Reference
+from recipes.building.subject import Subject, network_for, source_of
+from recipes.checkpoints.load import load_checkpoint, save_checkpoint
+from recipes.checkpoints.stored import stored_config
 from recipes.cli import evaluate
-from recipes.make import rebuild_network
-from recipes.networks import Reference
-from recipes.stored import stored_config
-from recipes.subject import Subject, network_for, source_of
-from recipes.validate import ConfigError
+from recipes.configuration.problems import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +139,8 @@ def test_class_names_of_the_data_may_have_another_unicode_form(found, monkeypatc
         test_is_query=None, test_picture=None, key=None, leaves_out=False, channels=3, image_size=8,
         test_paths=list, preprocessing=dict,
     )  # fmt: skip
-    monkeypatch.setattr("recipes.subject.make_data", lambda *_, **__: data)
-    monkeypatch.setattr("recipes.subject.check_takes", lambda *_: None)
+    monkeypatch.setattr("recipes.building.subject.make_data", lambda *_, **__: data)
+    monkeypatch.setattr("recipes.building.subject.check_takes", lambda *_: None)
     run = SimpleNamespace(reads="labelled", reads_logits=False, compares="network")
     network = SimpleNamespace(head=Linear(4, 1))
     subject = Subject(lambda: Reference(network, ("caf\u00e9",), None, "x"), {}, tmp_path)

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.fuzz_command_lines import configuration
 from benchmarks.fuzz_images import KINDS, NAMES, tree
-from datamodules.folder import Folder
-from datamodules.unlabelled import Unlabelled
+from datamodules.sources.folder import Folder
+from datamodules.sources.unlabelled import Unlabelled
 from recipes.cli import train
 
 pytestmark = pytest.mark.fault

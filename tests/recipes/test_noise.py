@@ -7,13 +7,13 @@ import torch
 from tiny import TINY
 
 import recipes
-from datamodules.symmetric import Symmetric
+from datamodules.labels.symmetric import Symmetric
 from lightning_modules.evaluators.utilization import Utilization
-from recipes.compose import compose_config
+from recipes.building.subject import source_of
+from recipes.configuration.compose import compose_config
+from recipes.configuration.problems import ConfigError
 from recipes.evaluate import _subject
-from recipes.stop import Stopped
-from recipes.subject import source_of
-from recipes.validate import ConfigError
+from recipes.processes.stop import Stopped
 
 WORDS = [*TINY, "backbone=test_efficientnet", "data.limit_train=48", "trainer.max_epochs=2"]
 WORDS += ["noise=symmetric", "noise.rate=0.5", "evaluator=[utilization]"]
@@ -59,4 +59,4 @@ def test_a_run_records_its_noise_and_goes_on_with_that_alone(stopped, monkeypatc
     for batch in source_of(Utilization(), subject, None, stopped).data.train():
         assert torch.equal(batch.label, run.data.train_labels[batch.index]), "an evaluation sees the labels of the run"
         assert torch.equal(batch.clean_label, run.data.stored_labels[batch.index])
-    assert _subject(str(stopped), None, {"_target_": "datamodules.grocery.Grocery"}, [], {}).noise is None
+    assert _subject(str(stopped), None, {"_target_": "datamodules.sources.grocery.Grocery"}, [], {}).noise is None

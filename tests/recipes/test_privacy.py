@@ -10,10 +10,10 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from safetensors import safe_open
 
 import recipes
-from recipes.checkpoint import save_checkpoint
-from recipes.directory import environment
-from recipes.export_checkpoint import export_checkpoint
-from recipes.trainer import create_trainer
+from recipes.checkpoints.load import save_checkpoint
+from recipes.exporting.export_checkpoint import export_checkpoint
+from recipes.processes.trainer import create_trainer
+from recipes.running.directory import environment
 
 pytestmark = pytest.mark.fault
 SECRET = "s3cret-token-of-the-environment"

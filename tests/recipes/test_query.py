@@ -11,7 +11,7 @@ from PIL import Image
 
 import recipes
 from lightning_modules.evaluators.retrieval_saved import load_gallery
-from recipes.checkpoint import load_checkpoint, save_checkpoint
+from recipes.checkpoints.load import load_checkpoint, save_checkpoint
 from recipes.cli import evaluate
 from tests.recipes.test_evaluate_embedding import SMALL, TINY
 
@@ -138,10 +138,10 @@ def test_the_weights_must_be_those_that_made_the_vectors(index, run, photos, tmp
 
 
 def test_a_backbone_without_a_checkpoint_is_named_again(photos, tmp_path, monkeypatch):
-    import recipes.make
+    import recipes.building.make
 
-    build = recipes.make.build_network
-    monkeypatch.setattr(recipes.make, "build_network", lambda *args: (torch.manual_seed(0), build(*args))[1])
+    build = recipes.building.make.build_network
+    monkeypatch.setattr(recipes.building.make, "build_network", lambda *args: (torch.manual_seed(0), build(*args))[1])
     words = ["backbone=conv4", *SMALL, *SAVE, f"output={tmp_path / 'index'}", "device=cpu"]
     assert evaluate(words) == 0
     words = [f"query={photos}", f"index={tmp_path / 'index'}", "backbone=conv4", f"output={tmp_path / 'out'}"]

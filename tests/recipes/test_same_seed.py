@@ -7,9 +7,9 @@ import sys
 import pytest
 
 import recipes
-from recipes.checkpoint import CheckpointStore
-from recipes.self_check import differing
-from recipes.signature import ROOT
+from recipes.checkpoints.load import CheckpointStore
+from recipes.configuration.signature import ROOT
+from recipes.running.self_check import differing
 
 pytestmark = pytest.mark.fault
 

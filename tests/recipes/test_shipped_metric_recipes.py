@@ -8,7 +8,7 @@ import torch
 
 import recipes
 from kernels.metrix import draw_mix
-from recipes.validate import ConfigError
+from recipes.configuration.problems import ConfigError
 
 WORDS = [
     "backbone=conv4",

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 
 import recipes
-from recipes.validate import ConfigError
+from recipes.configuration.problems import ConfigError
 
 SMALL = [
     "backbone.kwargs.channels=[4,8]",

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lightning_modules.average import Average
-from lightning_modules.classification import Classification
 from lightning_modules.losses.cross_entropy import CrossEntropy
 from lightning_modules.norm_statistics import norm_modules, norm_statistics_kept
 from lightning_modules.parts import Parts
@@ -20,6 +19,7 @@ from lightning_modules.surgery.base import operate
 from lightning_modules.surgery.batch_channel_norm import BatchChannelNorm, largest_groups
 from lightning_modules.surgery.batch_channel_norm_2d import BatchChannelNorm2d
 from lightning_modules.surgery.sync_batch_norm import SyncBatchNorm
+from lightning_modules.tasks.classification import Classification
 
 MODES = [{}, {"estimate": True}, {"estimate": True, "warmup": True}]
 

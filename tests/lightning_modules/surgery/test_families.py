@@ -16,8 +16,8 @@ from lightning_modules.parts import Parts
 from lightning_modules.step import run_step
 from lightning_modules.surgery.base import fold, operate
 from lightning_modules.surgery.plain import load_plain_state_dict, plain_state_dict
-from recipes.catalogue import CONFIGS
-from recipes.make import make
+from recipes.building.make import make
+from recipes.configuration.catalogue import CONFIGS
 
 NARROW = {"channels": [64, 32, 64, 128]}
 #: Small members of the families, and what keeps them small.

@@ -6,8 +6,8 @@ import pytest
 import torch
 import yaml
 
-from recipes.catalogue import CONFIGS
-from recipes.make import build_network
+from recipes.building.make import build_network
+from recipes.configuration.catalogue import CONFIGS
 
 BACKBONE = {"_target_": "lightning_modules.backbones.timm_backbone.create_backbone", "name": "test_resnet"}
 HEAD = {"_target_": "lightning_modules.heads.linear.Linear"}
