@@ -39,6 +39,8 @@ REFUSALS = (
     "these surgeries cannot work together:",
     "this run does not fit together:",
 )
+#: Kinds that decide what validation and evaluators see; between others these say nothing about the pair.
+LOOKED_AT = {"data", "evaluator", "head", "surgery", "task", "validation"}
 PIXELS = 16  # of the upper left corner that is trained on: every pair takes milliseconds
 
 
@@ -147,7 +149,8 @@ def batches(data):
 
 
 def train(run, pair, folder):
-    """Two updates in the precision of the trainer, a validation, and the evaluators of the run."""
+    """Two updates in the precision of the trainer; then validation and evaluators, where one of the pair is to do with
+    them."""
     task, parts = run.task, run.task.parts
     optimizer, network = task.configure_optimizers(), task.network.train()
     named = {name: p for name, p in task.named_parameters() if p.requires_grad}
@@ -166,6 +169,8 @@ def train(run, pair, folder):
         assert finite(result.terms.values()) and finite([p for p in named.values()]), "not finite"
     assert any(not torch.equal(before[name], p) for name, p in named.items()), "nothing was trained"
     assert {name for kind, name in pair if kind == "regularizer"} <= terms, "a regularizer left no term"
+    if not LOOKED_AT & {kind for kind, _ in pair}:
+        return
     facts = task.context
     data = EvaluationData(validating, facts.val_classes, is_query=facts.val_is_query, brief=True)
     parts.validated(network, evaluated(task.validation, network, data))

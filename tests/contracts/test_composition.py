@@ -8,6 +8,7 @@ from partners import command
 from recipes.configuration.problems import ConfigError
 
 
+@pytest.mark.filterwarnings("ignore:the embeddings look collapsed")
 @pytest.mark.parametrize(("one", "other"), kind_pairs(), ids=["+".join(pair) for pair in kind_pairs()])
 def test_every_pair_trains_or_is_refused_with_a_reason(one, other, tmp_path, record_property):
     trained, refused, broken = [], {}, {}
