@@ -22,7 +22,11 @@ WORDS = [
     "data.eval_batch_size=16",
 ]
 MESA = ["regularizer=mesa", "regularizer.mesa.start_epoch=0", "regularizer.mesa.decay=0.9", "task.ema_decay=0.9"]
-CASES = {"saf": SAF, "mesa": [*MESA, "task.micro_batches=2", "task.clip_norm=1.0"]}
+CASES = {
+    "saf": SAF,
+    "mesa": [*MESA, "task.micro_batches=2", "task.clip_norm=1.0"],
+    "sam": [*SAF, "gradient=sam", "gradient.rho=0.5", "task.micro_batches=2"],
+}
 TIMES = ("seconds", "images_per_second")
 
 

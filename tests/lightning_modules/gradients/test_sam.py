@@ -98,6 +98,21 @@ def test_ten_steps_equal_a_plain_loop(make_network, make_batch, micro_batches):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
+def test_bfloat16_sees_the_moved_weights(make_network, make_batch):
+    """Under autocast the second pass casts the moved weights anew: its gradient is near that of float32."""
+    batch, found = make_batch(list(range(8)), dtype=torch.float32), []
+    for autocast in (False, True):
+        network = make_network(dtype=torch.float32)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            run_step(Parts(CrossEntropy(), gradient=SAM(rho=2.0)), batch, Step(0, 0, 0, network, network, 8))
+        found.append(torch.cat([g.flatten() for g in gradients(network)]))
+        assert all(p.dtype == p.grad.dtype == torch.float32 for p in network.parameters())
+    plain = make_network(dtype=torch.float32)
+    run_step(Parts(CrossEntropy(), gradient=Sum()), batch, Step(0, 0, 0, plain, plain, 8))
+    unmoved = torch.cat([g.flatten() for g in gradients(plain)])
+    assert (found[1] - found[0]).norm() < 0.2 * (unmoved - found[0]).norm()
+
+
 def test_the_loss_in_the_ball_is_higher(make_network, make_batch):
     """The direction is one of ascent, and the weights are back bit for bit."""
     network, batch, seen = make_network(), make_batch(list(range(8))), []
