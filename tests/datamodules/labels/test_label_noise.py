@@ -51,7 +51,7 @@ def tree(tmp_path: Path) -> Path:
 def test_every_noise_is_a_function_of_the_position(path: Path) -> None:
     node = yaml.safe_load(path.read_text(encoding="utf-8"))
     noise = make(node, group="noise")
-    assert isinstance(noise, LabelNoise) and type(noise).__module__ == f"datamodules.{path.stem}"
+    assert isinstance(noise, LabelNoise) and type(noise).__module__ == f"datamodules.labels.{path.stem}"
     assert set(node) - {"_target_"} == set(signature(node["_target_"])), "all keys"
     labels = torch.randint(0, 4, (500,), generator=torch.Generator().manual_seed(0))
     kept, state = labels.clone(), torch.get_rng_state()

@@ -16,13 +16,15 @@ from resuming import outcome
 from tiny import TINY, but
 
 import recipes
+from recipes.building import staged
+from recipes.building.assembled import assembled
 from recipes.checkpoints.load import CheckpointStore
 from recipes.cli import train as command_line
 from recipes.configuration.problems import ConfigError
 from recipes.configuration.signature import ROOT
-from recipes.configuration.stages import assembled, compose_run
+from recipes.configuration.stages import compose_run
 from recipes.processes.stop import Stopped
-from recipes.running import self_check, staged
+from recipes.running import self_check
 from recipes.running.directory import read_status
 from recipes.running.keeper import Keeper
 from recipes.running.resume import read_config
