@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from itertools import count
 from typing import Annotated
 
 import numpy as np
@@ -67,7 +68,8 @@ class _Whole(Measurement):
         self.classes, self.num_mistakes = classes, num_mistakes
         self._pairs: list[Tensor] = []  # label and prediction of each image, as one number
         self._sums: Tensor | None = None
-        self._mistakes: list[tuple[float, int, Mistake]] = []
+        self._mistakes: list[tuple[float, int, int, Mistake]] = []
+        self._number = count()
 
     def add(self, batch: Batch, output: Output) -> None:
         """Count a batch.
@@ -104,7 +106,7 @@ class _Whole(Measurement):
             metrics={**metrics, "images": total},
             confusion=confusion,
             classes=list(self.classes),
-            mistakes=[mistake for _, _, mistake in sorted(self._mistakes, key=lambda item: (-item[0], item[1]))],
+            mistakes=[mistake for *_, mistake in sorted(self._mistakes, key=lambda item: (-item[0], item[1]))],
         )
 
     def _keep_mistakes(self, batch: Batch, logits_BC: Tensor, predicted_B: Tensor) -> None:
@@ -123,7 +125,7 @@ class _Whole(Measurement):
                 index=int(batch.index[position]),
             )
             push = heapq.heappush if len(kept) < self.num_mistakes else heapq.heapreplace
-            push(kept, (value, -mistake.index, mistake))
+            push(kept, (value, -mistake.index, -next(self._number), mistake))  # an image may come twice
 
 
 def _counts(pair_N: Tensor, classes: int) -> csr_array:

@@ -19,6 +19,8 @@ from recipes.checkpoints.stored import class_problems, preprocessing_problems
 from recipes.configuration.plain import value_problems as value_problems_of
 from recipes.configuration.signature import TARGET
 
+FORMAT_VERSION = 1
+
 
 def load_exported(path: str | Path) -> tuple[Network, list[str], dict[str, Any]]:
     """The network of an exported file, in eval mode, with class names and preprocessing.
@@ -33,6 +35,10 @@ def load_exported(path: str | Path) -> tuple[Network, list[str], dict[str, Any]]
     state, metadata = _read(path)
     if "architecture" not in metadata:
         raise ValueError(f"{path} was not exported by this library; its weights go to backbone.pretrained={path}")
+    version = metadata.get("format_version", "")
+    if version not in {str(known) for known in range(1, FORMAT_VERSION + 1)}:
+        reads = f"this one reads up to {FORMAT_VERSION}; update the library"
+        raise ValueError(f"{path} has format_version {version!r:.80} in the metadata, {reads}")
     facts = _facts(path, metadata)
     network = _build(path, metadata["architecture"], facts)
     named = _by_place(path, network, state, facts["head"]["keys"])

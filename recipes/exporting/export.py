@@ -25,10 +25,9 @@ from lightning_modules.backbones.weights import classifier_keys
 from lightning_modules.heads.linear import Linear
 from lightning_modules.network import Network
 from lightning_modules.surgery.base import fold
-from recipes.building.exported import head_path, load_exported
+from recipes.building.exported import FORMAT_VERSION, head_path, load_exported
 
 TOLERANCE = 1e-5  # largest absolute difference of any output in float32
-FORMAT_VERSION = 1
 _OURS = ("cifar_resnet", "convnet", "small_stem")  # modules whose models need an import of ours before timm knows them
 
 

@@ -77,3 +77,11 @@ def test_no_tensor_is_larger_than_the_scores_of_a_batch():
 def test_no_image_at_all():
     with pytest.raises(ValueError, match="there is no image to evaluate; check data.root and data.limit_test"):
         ClassificationEvaluator()(Known(3), EvaluationData([], ("a", "b", "c")))
+
+
+def test_an_image_that_comes_twice_makes_two_mistakes():
+    network, index = Known(3), torch.zeros(4, dtype=torch.int64)
+    wrong = (network.scores[0].argmax() + 1) % 3
+    batch = Batch(torch.zeros(4, 3, 2, 2), wrong.expand(4), index)
+    evaluation = ClassificationEvaluator(num_mistakes=2)(network, EvaluationData([batch, batch], ("a", "b", "c")))
+    assert [mistake.index for mistake in evaluation.mistakes] == [0, 0]

@@ -229,6 +229,8 @@ DEEP = "[" * 900 + "]" * 900
         ("kwargs", '{"img_size": "x"}', "the metadata describe no network"),
         ("kwargs", '{"stem_chs": -3}', "the metadata describe no network"),
         ("kwargs", '{"act_layer": "nothing"}', "the metadata describe no network"),
+        ("format_version", "9999", "has format_version '9999' in the metadata, this one reads up to 1"),
+        ("format_version", "x", "has format_version 'x' in the metadata"),
         ("in_channels", "true", "in_channels in the metadata must be a int, got True"),
         ("in_channels", "0", r"the metadata describe no network \(in_channels=0 is out of range"),
         ("in_channels", "9" * 5000, r"the metadata cannot be read \(ValueError"),
