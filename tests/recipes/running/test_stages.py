@@ -201,14 +201,14 @@ def test_a_stage_is_an_ordinary_run(whole, tmp_path):
 
 
 class Sleeper:
-    """A stage that lasts 0.4 s and can be stopped."""
+    """A stage that lasts 0.8 s and can be stopped."""
 
     def __init__(self, begun, resume, **config):
         self.begun, self.place = begun, resume
 
     def run(self, stop):
         self.begun.append(self.place.name)
-        time.sleep(0.4)
+        time.sleep(0.8)
         return {}
 
 
