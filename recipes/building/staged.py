@@ -146,6 +146,8 @@ class StagedRun:
                 for number, stage in enumerate(self.stages, start=1):
                     write_status(directory, "running", stage=stage, pid=os.getpid())
                     self._train(directory / stage, f"stage {stage} ({number} of {len(self.stages)})", stop)
+                    # What a signal raises is lost where it falls into the collector's work behind a stage.
+                    stop.raise_if_requested(f"behind stage {stage}, which is finished")
             results = self._results(directory)
             write_json(directory / "results.json", results)
         except Stopped as error:

@@ -78,7 +78,7 @@ def create_trainer(
             inference_mode=False,  # an evaluator that attacks needs gradients inside of a validation
             plugins=_environment(),
         )
-    except MisconfigurationException as error:
+    except (MisconfigurationException, TypeError, ValueError) as error:
         raise ValueError(
             f"trainer.accelerator={accelerator} with trainer.devices={devices} cannot be had here: {error}; "
             "trainer.accelerator=auto trainer.devices=1 runs everywhere"

@@ -212,6 +212,23 @@ class Sleeper:
         return {}
 
 
+class Asked:
+    """A stage behind which a stop is asked for, by a signal whose error is lost in a callback of the collector."""
+
+    def __init__(self, begun, resume, **config):
+        self.begun, self.place = begun, resume
+
+    def run(self, stop):
+        self.begun.append(self.place.name)
+        stop.request("SIGTERM", 143)
+
+
+def test_a_stop_that_nobody_heard_ends_behind_the_stage(monkeypatch, tmp_path):
+    run, begun = staged.StagedRun(compose_run([f"recipe={RECIPE}", *WORDS, f"output={tmp_path}", "name=deaf"])), []
+    monkeypatch.setattr(staged, "assemble", lambda **config: Asked(begun, **config))
+    assert ended(run).exit_code == 143 and len(begun) == 1
+
+
 def test_max_time_is_that_of_all_stages(monkeypatch, tmp_path):
     words = [f"recipe={RECIPE}", *WORDS, f"output={tmp_path}", "name=short", "max_time=1"]
     run, begun = staged.StagedRun(compose_run(words)), []
