@@ -122,7 +122,7 @@ def test_errors_of_a_run_that_explain_themselves_end_with_code_1(monkeypatch, ca
     ("word", "message"),
     [
         ("trainer.devices=0", "trainer.accelerator=cpu with trainer.devices=0 cannot be had here"),
-        ("trainer.devices=32-true", "trainer.devices=32-true cannot be had here: .* should be an int > 0"),
+        ("trainer.devices=32-true", "trainer.devices=32-true cannot be had here: "),
         ("trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch=0 is out of range; allowed: "),
         ("trainer.num_nodes=0", "trainer.num_nodes=0 is out of range; allowed: num_nodes >= 1"),
         ("trainer.accelerator=mps", "trainer.accelerator=mps: Apple's MPS has no float64"),
