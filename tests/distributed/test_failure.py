@@ -55,7 +55,7 @@ def is_killed(rank):
 
 
 def is_killed_while_the_other_hangs(rank):
-    from recipes import watch
+    from recipes.processes import watch
 
     if rank == 0:
         watch.GRACE_S = 1.0
@@ -111,7 +111,7 @@ def test_the_first_is_killed(ended):
 
 def never_meets(rank, folder):
     """The second process is not there, and the first is asked to stop while it waits for it."""
-    from recipes import watch
+    from recipes.processes import watch
 
     if rank == 1:
         return 0

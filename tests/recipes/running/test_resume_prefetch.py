@@ -145,11 +145,12 @@ def test_whoever_takes_batches_of_the_training_loader_ends_the_run(runs, tmp_pat
 @pytest.mark.parametrize(("case", "workers"), [("shuffled", 2), ("balanced", 5)])
 def test_killed_in_every_validation(case, workers, save_every, runs, tmp_path):
     every = runs(case)
-    words = [*WORDS, *every.words, f"output={tmp_path}", "name=broken"]
+    words = but(WORDS, *every.words, f"output={tmp_path}", "name=broken")
     words += [f"data.num_workers={workers}", f"save_every={save_every}"]
     for update in (2, 4):  # the same command again: it goes on, or starts over
         code = f"import test_resume_prefetch as me; me.train_until_killed({every.recipe!r}, {words!r}, {update})"
-        paths = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "recipes")))
+        folders = (ROOT, ROOT / "tests" / "recipes", ROOT / "tests" / "recipes" / "running")
+        paths = os.pathsep.join(map(str, folders))
         child = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, check=False)
         assert child.returncode == -signal.SIGKILL
     assert finish(recipes.build(every.recipe, words)) is None
