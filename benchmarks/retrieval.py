@@ -6,7 +6,8 @@ The evaluator as it is, and with ``full_map=false`` as during training. The Flat
 neighbours as the metrics without ``map`` need; it computes no metric. Embeddings are unit rows in classes of SOP's
 sizes, with noise for a recall@1 of 0.7 to 0.9, or in classes of N items with X times that noise. Ratios are medians of
 interleaved rounds in one run, with quartiles, and a pause between the calls. Memory is the peak of a fresh process over
-what it had with the embeddings. FAISS and numpy follow OMP_NUM_THREADS, set it to --threads.
+what it had with the embeddings. Each size has its own file in results/. FAISS and numpy follow OMP_NUM_THREADS: set it
+to --threads.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import ctypes
 import importlib.util
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -151,19 +151,17 @@ def main() -> None:
     if options.peak:
         measure_peak(options.peak[0], options.peak[1], bool(options.peak[2]), options.peak[3], options.noise)
         return
-    rows: dict[str, object] = {"ratios": "median, lower and upper quartile", "label work": label_work()}
+    facts = {"ratios": "median, lower and upper quartile", "label work": label_work()}
     for total in options.sizes:
         for width in options.dims:
             memory_of = {
                 f"extra_MiB {name}": peak(total, width, full_map, options.per_class, options.noise)["extra_MiB"]
                 for name, full_map in (("evaluator", True), ("without map", False))
             }
-            rows[f"{total} x {width}"] = (
-                compare(total, width, max(options.repeats, options.rows // total), options.per_class, options.noise)
-                | memory_of
-            )
-            print(f"{total} x {width}", rows[f"{total} x {width}"], file=sys.stderr)
-    save(f"retrieval_{options.per_class}_per_class" if options.per_class else "retrieval", rows)
+            rounds = max(options.repeats, options.rows // total)
+            figures = compare(total, width, rounds, options.per_class, options.noise)
+            hard = f"_{options.per_class}_per_class" if options.per_class else ""
+            save(f"retrieval_{total}_{width}{hard}", facts | figures | memory_of)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,20 @@ from datamodules.reading.walk import STRAY, LeftOut, contents
 VALIDATION = ("val", "valid", "validation")
 
 
+def need_root(root: Path, holding: str) -> None:
+    """Refuse a root that is no folder.
+
+    Args:
+        root: ``data.root``.
+        holding: what is expected in it.
+
+    Raises:
+        FileNotFoundError: saying both.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root.absolute()}; data.root must hold {holding}")
+
+
 def class_names(folder: Path, left: LeftOut) -> tuple[str, ...]:
     """Names of the class folders in ``folder``, sorted; what else lies there is counted.
 

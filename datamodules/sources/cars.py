@@ -7,6 +7,7 @@ from typing import Any
 
 from datamodules.disjoint_files import DisjointFiles, Listed, from_folders, from_rows
 from datamodules.labels.list_file import ListFile
+from datamodules.reading.folder_tree import need_root
 
 ANNOTATIONS = "cars_annos.mat"
 
@@ -26,10 +27,7 @@ class Cars(DisjointFiles):
     """
 
     def listed(self) -> tuple[Listed, Listed]:
-        if not self.root.is_dir():
-            raise FileNotFoundError(
-                f"no folder {self.root.absolute()}; expected {ANNOTATIONS} and car_ims/, or class folders, in data.root"
-            )
+        need_root(self.root, f"{ANNOTATIONS} and car_ims/, or class folders")
         whole = self._annotated() if (self.root / ANNOTATIONS).is_file() else self._folders()
         return whole.halves(len(whole.classes) // 2)
 

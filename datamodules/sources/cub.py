@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datamodules.disjoint_files import DisjointFiles, Listed, from_rows
 from datamodules.labels.list_file import ListFile, read_list
+from datamodules.reading.folder_tree import need_root
 
 
 class CUB(DisjointFiles):
@@ -20,8 +21,7 @@ class CUB(DisjointFiles):
     """
 
     def listed(self) -> tuple[Listed, Listed]:
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"no folder {self.root.absolute()}; expected images.txt and images/ in data.root")
+        need_root(self.root, "images.txt and images/")
         images = read_list(self.root / "images.txt", ("image id", "path"))
         labels = read_list(self.root / "image_class_labels.txt", ("image id", "class id"))
         classes = read_list(self.root / "classes.txt", ("class id", "name"))

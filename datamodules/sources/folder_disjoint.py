@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from datamodules.disjoint_files import DisjointFiles, Listed, from_folders, refuse_shared_classes
 from datamodules.reading.file_list import FileList
-from datamodules.reading.folder_tree import validation_folder
+from datamodules.reading.folder_tree import need_root, validation_folder
 
 
 class FolderDisjoint(DisjointFiles):
@@ -31,11 +31,7 @@ class FolderDisjoint(DisjointFiles):
         return all((self.root / part).is_dir() for part in ("train", "test"))
 
     def listed(self) -> tuple[Listed, Listed]:
-        if not self.root.is_dir():
-            raise FileNotFoundError(
-                f"no folder {self.root.absolute()}; data.root must hold CLASS/IMAGE, or train/CLASS/IMAGE and "
-                "test/CLASS/IMAGE"
-            )
+        need_root(self.root, "CLASS/IMAGE, or train/CLASS/IMAGE and test/CLASS/IMAGE")
         if self.in_parts:
             return from_folders(self.root, "train"), from_folders(self.root, "test")
         whole = from_folders(self.root)

@@ -14,6 +14,7 @@ from datamodules.image_files import ImageFiles
 from datamodules.labels.label_rows import text_of
 from datamodules.labels.list_file import ListFile, read_list
 from datamodules.reading.file_list import FileList
+from datamodules.reading.folder_tree import need_root
 from datamodules.sources.labelled_files import refuse_shared
 
 PARTS = ("train", "val", "test")
@@ -46,10 +47,7 @@ class GroceryStore(ImageFiles):
         self.root, self.split = Path(os.path.expanduser(root)), split
 
     def read(self) -> None:
-        if not self.root.is_dir():
-            raise FileNotFoundError(
-                f"no folder {self.root.absolute()}; expected train.txt, val.txt, test.txt and classes.csv in data.root"
-            )
+        need_root(self.root, "train.txt, val.txt, test.txt and classes.csv")
         names = fine_names(self.root)
         tables = {part: _table(self.root, part) for part in PARTS}
         refuse_shared([table.images("path", "fine") for table in tables.values()])

@@ -6,6 +6,7 @@ import torch
 
 from datamodules.disjoint_files import DisjointFiles, Listed, from_rows
 from datamodules.labels.list_file import ListFile, read_list
+from datamodules.reading.folder_tree import need_root
 
 LIST = "list_eval_partition.txt"
 COLUMNS = ("image_name", "item_id", "evaluation_status")
@@ -26,8 +27,7 @@ class InShop(DisjointFiles):
     FACTS = (*DisjointFiles.FACTS, "query")
 
     def listed(self) -> tuple[Listed, Listed]:
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"no folder {self.root.absolute()}; expected {LIST} and img/ in data.root")
+        need_root(self.root, f"{LIST} and img/")
         places = [self.root / LIST, self.root / "Eval" / LIST]
         path = next((place for place in places if place.is_file()), places[0])
         table = read_list(path, COLUMNS, header=True, counted=True)

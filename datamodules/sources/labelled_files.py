@@ -11,6 +11,7 @@ from datamodules.labels.label_classes import class_list, to_labels
 from datamodules.labels.label_paths import Inside
 from datamodules.labels.label_rows import LabelFile, read_rows
 from datamodules.reading.file_list import FileList
+from datamodules.reading.folder_tree import need_root
 
 
 class LabelledFiles(ImageFiles):
@@ -47,8 +48,7 @@ class LabelledFiles(ImageFiles):
         self.given_classes = classes
 
     def read(self) -> None:
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"no folder {self.root.absolute()}; data.root must be the folder of the images")
+        need_root(self.root, "the images")
         parts = {part: read_rows(self.root / name) for part, name in self.label_files.items()}
         self.classes = class_list(parts["train"], self.given_classes)
         given = self.given_classes is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datamodules.disjoint_files import DisjointFiles, Listed, from_rows
 from datamodules.labels.list_file import read_list
+from datamodules.reading.folder_tree import need_root
 
 COLUMNS = ("image_id", "class_id", "super_class_id", "path")
 
@@ -21,10 +22,7 @@ class SOP(DisjointFiles):
     """
 
     def listed(self) -> tuple[Listed, Listed]:
-        if not self.root.is_dir():
-            raise FileNotFoundError(
-                f"no folder {self.root.absolute()}; expected Ebay_train.txt and Ebay_test.txt in it"
-            )
+        need_root(self.root, "Ebay_train.txt and Ebay_test.txt")
         return self._part("Ebay_train.txt"), self._part("Ebay_test.txt")
 
     def _part(self, name: str) -> Listed:

@@ -24,10 +24,7 @@ def process_state(task: Task) -> dict[str, Any]:
     """What each process has of its own: random generators, the sums of the epoch so far, what its parts counted."""
     return {
         "random": task.random_before_validation or random_state(task.device),
-        "meter": task.train_meter.state(),
-        "terms": sorted(task.term_names),
-        "samples": task.samples,
-        "seconds": task.train_seconds,
+        **task.sums.state(),
         "parts": {
             name: module.state_dict()
             for name, module in task.parts.named_modules()
@@ -51,7 +48,5 @@ def load_rest(task: Task, shared: dict[str, Any], own: dict[str, Any]) -> None:
         raise ValueError(f"there are {now} optimizer(s) now and {stored} in the checkpoint")
     for optimizer, state in zip(task.trainer.optimizers, shared["optimizers"], strict=True):
         optimizer.load_state_dict(state)
-    task.train_meter.load(own["meter"], task.device)
-    task.term_names = set(own["terms"])
-    task.samples, task.train_seconds = own["samples"], own["seconds"]
+    task.sums.load(own, task.device)
     set_random_state(own["random"], task.device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +17,7 @@ from kernels.batch import Batch, Output, Step
 from kernels.ranges import RangeChecked
 from lightning_modules.average import Average
 from lightning_modules.distributed import average_over_processes, check_every_parameter_used, total_over_processes
-from lightning_modules.evaluators.base import EvaluationData, Evaluator, Measurement
+from lightning_modules.evaluators.base import EvaluationData, Evaluator
 from lightning_modules.finite.guard import FiniteGuard
 from lightning_modules.frozen import Frozen
 from lightning_modules.gradients.base import sum_terms
@@ -29,8 +27,10 @@ from lightning_modules.part import Context, TrainingData
 from lightning_modules.parts import Parts
 from lightning_modules.state.random_state import random_state
 from lightning_modules.step import StepResult, run_step
-from lightning_modules.tasks.meters import Meter
+from lightning_modules.tasks.epoch_sums import EpochSums
 from lightning_modules.tasks.observer import Observer
+from lightning_modules.tasks.update_batch import batch_norms_of, check_pieces, check_position, check_size
+from lightning_modules.tasks.validation import Validation
 
 
 class Task(RangeChecked, LightningModule):
@@ -38,9 +38,9 @@ class Task(RangeChecked, LightningModule):
 
     ``observers`` are told of every update and every epoch (see ``observer.Observer``).
 
-    A task measures nothing by itself. Validation runs evaluators; the columns of the first one are ``val/METRIC``,
-    those of another ``val/NAME/METRIC``. Training counts correct answers where the network gives class scores.
-    Subclasses are presets: they say which evaluators validate where the run names none.
+    A task measures nothing by itself: evaluators validate (see ``validation.Validation``). Training counts correct
+    answers where the network gives class scores. Subclasses are presets: they say which evaluators validate where the
+    run names none.
 
     Args:
         network: normalization, backbone and head.
@@ -49,8 +49,7 @@ class Task(RangeChecked, LightningModule):
         make_schedule: ``(optimizer, total_updates) -> timm scheduler``.
         context: facts about the run, given to every part.
         validation: evaluators by name; None for those of the preset.
-        select: metrics that decide which epoch is the best, the first one first: ``METRIC`` of the first evaluator or
-            ``NAME/METRIC``, with a minus sign where lower is better. None for what the first evaluator selects by.
+        select: metrics of theirs that decide which epoch is the best.
         micro_batches: pieces an update batch is run in; less memory, same gradient (norm statistics aside).
         clip_norm: largest gradient norm; None for no clipping.
         ema_decay: decay of an exponential moving average of the weights that is evaluated and exported instead of the
@@ -82,7 +81,7 @@ class Task(RangeChecked, LightningModule):
         max_nonfinite: Annotated[int, "x >= 1"] | None = None,
     ) -> None:
         super().__init__()
-        _check(parts, micro_batches)
+        check_pieces(parts.loss, micro_batches)
         self.automatic_optimization = False
         if channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -98,10 +97,8 @@ class Task(RangeChecked, LightningModule):
         self.failure_directory: Path | None = None
         self.training_data: Callable[[], Iterable[Batch]] | None = None
         self.update = 0
-        self.train_meter = Meter()
-        self.validation = dict(self.default_validation() if validation is None else validation)
-        self.select = selection_columns(self.validation, select)
-        self._measuring: dict[str, Measurement] = {}
+        self.sums = EpochSums()
+        self.validation = Validation(self.default_validation() if validation is None else validation, select)
         self.epoch_metrics: dict[str, float] = {}
         self._val_metrics: dict[str, float] = {}
         self.last_loss: Tensor | float | None = None  # of the whole batch, over all processes
@@ -109,14 +106,8 @@ class Task(RangeChecked, LightningModule):
         self.schedule: Scheduler
         self._trained: list[nn.Parameter] = []
         self._named: dict[str, nn.Parameter] = {}
-        self.term_names: set[str] = set()
         self._forward: Callable[..., Output] = torch.compile(network.__call__) if compile else network.__call__
-        self._batch_norms = [
-            m
-            for owner in (network, *parts.trained)
-            for m in owner.modules()
-            if isinstance(m, nn.modules.batchnorm._BatchNorm) or getattr(m, "uses_batch_statistics", False)
-        ]
+        self._batch_norms = batch_norms_of(network, *parts.trained)
         # The parts' state is kept equal by the parts themselves; broadcasting it every step would cost and mix counts.
         self._ddp_params_and_buffers_to_ignore = {f"parts.{name}" for name, _ in parts.named_buffers()}
         self._optimizer: Any = None
@@ -126,7 +117,6 @@ class Task(RangeChecked, LightningModule):
         self.between_updates = False  # only then is the state one that can be saved
         self.stop_requested: Callable[[], bool] = lambda: False
         self.stop_agreed = False
-        self.samples, self._epoch_start, self.train_seconds = 0, 0.0, 0.0
         self.random_before_validation: dict[str, Any] | None = None
 
     @classmethod
@@ -144,11 +134,6 @@ class Task(RangeChecked, LightningModule):
             return {}
         label_B = batch.label if batch.label.ndim == 1 else batch.label.argmax(1)
         return {"accuracy": logits_BC.argmax(1) == label_B}
-
-    def selection(self, row: dict[str, float]) -> tuple[float, ...] | None:
-        """How good an epoch's row is, higher is better; None for one that was not validated, or not finite."""
-        values = [sign * row.get(column, math.nan) for column, sign in self.select.items()]
-        return tuple(values) if values and all(map(math.isfinite, values)) else None
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Numbers are set directly: a step sets a dozen, and the way a module takes is ten times longer."""
@@ -185,7 +170,7 @@ class Task(RangeChecked, LightningModule):
             observer.train_begins(self)
         if self.update == 0 and self.training_data is not None:  # after a resume, what it gave is in the state
             self.parts.prepare(TrainingData(self.training_data, self.network, self.device))
-        self._epoch_start = time.monotonic() - self.train_seconds
+        self.sums.go_on()
         self.between_updates = True
 
     def _prepare_processes(self) -> None:
@@ -198,11 +183,11 @@ class Task(RangeChecked, LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Not called in an epoch that training resumes in the middle of."""
-        self.epoch, self.batches_done, self.samples = self.current_epoch, 0, 0
-        self.train_seconds, self._epoch_start = 0.0, time.monotonic()
+        self.epoch, self.batches_done = self.current_epoch, 0
+        self.sums.begin()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self.train_seconds = time.monotonic() - self._epoch_start
+        self.sums.tick()
         self.batches_done, self.between_updates = batch_idx + 1, True
         if self._world == 1:  # several agreed on it during the step
             self.stop_agreed = self.stop_requested()
@@ -212,7 +197,7 @@ class Task(RangeChecked, LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One update on one batch."""
         self.between_updates = False
-        self._check_position(batch, batch_idx)
+        check_position(batch, self.epoch, batch_idx)
         self.check_size(len(batch))
         optimizer, world = self._optimizer, self._world
         self.schedule.step_update(self.update)
@@ -265,30 +250,9 @@ class Task(RangeChecked, LightningModule):
         norms = torch._foreach_norm([p.grad for p in self._trained if p.grad is not None])
         return norms if self.clip_norm is None else [torch.linalg.vector_norm(torch.stack(norms))]
 
-    def _check_position(self, batch: Batch, batch_idx: int) -> None:
-        """Refuse a batch of another place than the one training is at: the run would not be the one asked for."""
-        if batch.position is not None and batch.position != (self.epoch, batch_idx):
-            epoch, number = batch.position
-            raise RuntimeError(
-                f"the loader gave batch {number} of epoch {epoch} where batch {batch_idx} of epoch {self.epoch} is due "
-                "(counted from 0); nothing was trained on it. Something else took batches out of the training loader, "
-                "or set its position: let it iterate train_eval_dataloader() instead, and go on from the last "
-                "checkpoint with resume=RUN"
-            )
-
     def check_size(self, samples: int) -> None:
         """Refuse a batch, a process's share of one, that cannot be cut or that batch norm cannot learn from."""
-        if self.micro_batches > samples:
-            raise ValueError(
-                f"task.micro_batches={self.micro_batches} cuts a batch of {samples} image(s) into more pieces than it "
-                "has; set fewer task.micro_batches, a larger data.batch_size, or data.drop_last=true for a last batch"
-            )
-        if samples // self.micro_batches <= 1 and any(norm.training for norm in self._batch_norms):
-            raise ValueError(
-                f"a batch of {samples} image(s) in {self.micro_batches} micro-batch(es) leaves batch norm a single "
-                "sample, whose variance is undefined; set data.drop_last=true, a larger data.batch_size or fewer "
-                "task.micro_batches, or take a backbone without batch norm"
-            )
+        check_size(samples, self.micro_batches, self._batch_norms)
 
     def _commit(self, result: StepResult, step: Step) -> None:
         """State and sums, only after a successful update."""
@@ -296,9 +260,7 @@ class Task(RangeChecked, LightningModule):
         self.parts.commit(whole, step)
         if self.ema is not None and self.ema_decay is not None:
             self.ema.update(self.network, min(self.ema_decay, 1.0 - self.update ** (-2 / 3)))
-        self.samples += step.batch_size
-        self.term_names |= result.terms.keys()
-        self.train_meter.add(result.terms | self.measure_training(whole.outputs, whole.batch))
+        self.sums.add(result.terms, self.measure_training(whole.outputs, whole.batch), step.batch_size)
 
     def agree_on_stop(self) -> bool:
         """Whether a stop was requested in any process; every process calls this together."""
@@ -322,40 +284,18 @@ class Task(RangeChecked, LightningModule):
             is_query=self.context.val_is_query,
             brief=True,
         )
-        network = self.evaluated_network.eval()
-        self._measuring = {name: evaluator.begin(network, data) for name, evaluator in self.validation.items()}
+        self.validation.begin(self.evaluated_network.eval(), data)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        output = self.evaluated_network(batch.image)
-        for measurement in self._measuring.values():
-            measurement.add(batch, output)
+        self.validation.add(batch, self.evaluated_network(batch.image))
         for observer in self.observers:
             observer.validating(self)
 
     def on_validation_epoch_end(self) -> None:
         self.random_before_validation = None
-        self._val_metrics = self.validation_metrics()
+        self._val_metrics = self.validation.columns()
         self.parts.validated(self.evaluated_network, self._val_metrics)
         self.log_dict(self._val_metrics)  # for callbacks of others; already global
-
-    def validation_metrics(self) -> dict[str, float]:
-        """Columns of a whole validation, over all processes; forgets what was measured.
-
-        Raises:
-            ValueError: a metric that is to select is not among them.
-        """
-        columns: dict[str, float] = {}
-        for number, (name, measurement) in enumerate(self._measuring.items()):
-            prefix = f"val/{name}/" if number else "val/"
-            columns |= {f"{prefix}{metric}": value for metric, value in measurement.result().metrics.items()}
-            measurement.close()
-        self._measuring = {}
-        if missing := [column for column in self.select if column not in columns]:
-            raise ValueError(
-                f"select names {', '.join(missing)}, and this validation gives {', '.join(columns)}; "
-                "write METRIC of the first evaluator, or NAME/METRIC"
-            )
-        return columns
 
     def _sum_over_processes(self, vector: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(vector, reduce_op="sum")  # type: ignore[return-value]
@@ -363,17 +303,13 @@ class Task(RangeChecked, LightningModule):
     def on_train_epoch_end(self) -> None:
         """Turn the sums of the epoch into one row of metrics."""
         self.between_updates = False
-        samples = self.samples
-        sums = self.train_meter.read(self._sum_over_processes)
         updates = self.context.steps_per_epoch - self.guard.lost_in_epoch
-        terms = {name: sums.pop(name) / updates for name in list(sums) if name in self.term_names}
-        means = {name: value / samples for name, value in sums.items()}
-        measured = {"loss": sum(terms.values()) if updates else math.nan, **means, **terms}
+        measured = self.sums.row(updates, self._sum_over_processes)
         self.epoch_metrics = {
             "epoch": self.current_epoch,
             "update": self.update,
-            "seconds": self.train_seconds,
-            "images_per_second": samples / max(self.train_seconds, 1e-9),
+            "seconds": self.sums.seconds,
+            "images_per_second": self.sums.samples / max(self.sums.seconds, 1e-9),
             "lr": max(group["lr"] for group in self.optimizers().param_groups),  # type: ignore[union-attr]
             **{f"train/{name}": value for name, value in measured.items()},
             **self._val_metrics,
@@ -386,39 +322,7 @@ class Task(RangeChecked, LightningModule):
         self.between_updates = True
 
 
-def selection_columns(validation: Mapping[str, Evaluator], select: Sequence[str] | None) -> dict[str, float]:
-    """{column of a row: 1 where higher is better, -1 where lower is}, the one that decides first.
-
-    Raises:
-        ValueError: an evaluator that does not validate, or one metric given twice.
-    """
-    first = next(iter(validation), "")
-    names = list(validation[first].selects if first and select is None else select or ())
-    found: dict[str, float] = {}
-    for text in names:
-        name, _, metric = text.removeprefix("-").rpartition("/")
-        if name and name not in validation:
-            raise ValueError(
-                f"select={text}: no evaluator {name} validates; there are {', '.join(validation) or 'none'}: "
-                f"add it with validation=[..., {name}]"
-            )
-        column = f"val/{metric}" if name in ("", first) else f"val/{name}/{metric}"
-        if column in found:
-            raise ValueError(f"select names {column} twice; it decides once")
-        found[column] = -1.0 if text.startswith("-") else 1.0
-    return found
-
-
 def _average_of(ema: Average | None) -> nn.Module:
     if ema is None:
         raise ValueError("a part reads a view of the network 'average', and there is none; set task.ema_decay")
     return ema.module
-
-
-def _check(parts: Parts, micro_batches: int) -> None:
-    """Refuse values that cannot work."""
-    if micro_batches > 1 and not parts.loss.per_sample:
-        raise ValueError(
-            f"{type(parts.loss).__name__} is defined on the whole batch, and micro_batches={micro_batches} would make "
-            "it another loss; set task.micro_batches=1"
-        )

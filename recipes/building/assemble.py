@@ -115,28 +115,15 @@ def assemble(
             further.add_peer(peer, backbone, surgery or {}, head)
         seats = {"mixing": mixing, "attack": attack}
         seats |= {"reweighting": reweighting, "gradient": gradient}
-        parts = _parts(network, loss, regularizer or {}, seats, others, further)
+        parts = _parts(network, loss, regularizer, seats, others, further)
         check_takes(network, data_module.channels, data_module.image_size, parts.maps)
-        context = Context(
-            num_classes=data_module.num_classes,
-            num_train=data_module.num_train,
-            max_epochs=trainer["max_epochs"],
-            steps_per_epoch=data_module.steps_per_epoch,
-            network=network,
-            seed=seed,
-            batch_size=data_module.order.samples_of(0),
-            last_batch_size=data_module.order.samples_of(data_module.steps_per_epoch - 1),
-            val_is_query=data_module.val_is_query,
-            val_classes=data_module.classes_of("val"),
-        )
-        validating = {key: make(part, group="validation") for key, part in (validation or {}).items()} or None
+        context = _context(data_module, network, trainer["max_epochs"], seed)
         makers = maker(optimizer, "optimizer"), maker(schedule, "schedule")
+        validating = _each("validation", validation) or None
         module = make(task, network, parts, *makers, context, validating, select, group="task")
         module.configure_optimizers()  # refuses names and values now, not after the run directory is made
-        fitter = make(trainer, [make(part, group="callback") for part in (callback or {}).values()], group="trainer")
-        evaluators: dict[str, Evaluator] = {
-            key: make(part, group="evaluator") for key, part in (evaluator or {}).items()
-        }
+        fitter = make(trainer, list(_each("callback", callback).values()), group="trainer")
+        evaluators: dict[str, Evaluator] = _each("evaluator", evaluator)
         _check_processes(fitter.num_devices * fitter.num_nodes, data_module, parts.loss)
         check_fit(module, data_module, evaluators, fitter.num_devices * fitter.num_nodes)
     if fitter.num_devices == 1 and data_module.num_workers == 0:
@@ -160,15 +147,35 @@ def _check_processes(world: int, data: ImageData, loss: Loss) -> None:
         )
 
 
+def _each(group: str, named: dict[str, Part] | None) -> dict[str, Any]:
+    """Every part of a group that holds several, by its name."""
+    return {name: make(part, group=group) for name, part in (named or {}).items()}
+
+
+def _context(data: ImageData, network: Network, max_epochs: int, seed: int) -> Context:
+    return Context(
+        num_classes=data.num_classes,
+        num_train=data.num_train,
+        max_epochs=max_epochs,
+        steps_per_epoch=data.steps_per_epoch,
+        network=network,
+        seed=seed,
+        batch_size=data.order.samples_of(0),
+        last_batch_size=data.order.samples_of(data.steps_per_epoch - 1),
+        val_is_query=data.val_is_query,
+        val_classes=data.classes_of("val"),
+    )
+
+
 def _parts(
     network: Network,
     loss: Part,
-    regularizer: dict[str, Part],
+    regularizer: dict[str, Part] | None,
     seats: dict[str, Part | None],
     others: dict[str, dict[str, Any] | None],
     further: FurtherNetworks,
 ) -> Parts:
-    built = {key: make(part, group="regularizer") for key, part in regularizer.items()}
+    built = _each("regularizer", regularizer)  # first: the order decides what each draws for its weights
     chosen = {name: make(seat, group=name) for name, seat in seats.items() if seat}
     beside = dict[str, Any]()
     for group, node in others.items():

@@ -33,7 +33,8 @@ def check_fit(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator], 
 
 def _of_heads(task: Task, evaluators: Mapping[str, Evaluator]) -> Iterator[str]:
     head = task.network.head
-    for name, evaluator in {**_named("validation", task.validation), **_named("evaluator", evaluators)}.items():
+    validating = _named("validation", task.validation.evaluators)
+    for name, evaluator in (validating | _named("evaluator", evaluators)).items():
         if evaluator.reads != "labelled":
             yield (
                 f"{name} reads a folder of images without labels, which a training run does not have; run it "
@@ -52,7 +53,7 @@ def _of_heads(task: Task, evaluators: Mapping[str, Evaluator]) -> Iterator[str]:
 
 
 def _of_classes(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator]) -> Iterator[str]:
-    readers = {"val": _named("validation", task.validation), "test": _named("evaluator", evaluators)}
+    readers = {"val": _named("validation", task.validation.evaluators), "test": _named("evaluator", evaluators)}
     for part, named in readers.items():
         strict = [name for name, one in named.items() if one.compares == "network" and one.reads == "labelled"]
         if strict and not data.absent and data.classes_of(part) != data.classes:
@@ -70,7 +71,7 @@ def _of_pairs(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator]) 
         )
     if data.absent:
         return
-    pairs = any(evaluator.needs_matches for evaluator in task.validation.values())
+    pairs = any(evaluator.needs_matches for evaluator in task.validation.evaluators.values())
     if pairs and len(data.val_index) and not _match(data, "val", data.val_index, data.val_is_query):
         yield (
             "no validation image has another of its class to find; hold out more with data.val_fraction, or none with "

@@ -12,10 +12,10 @@ from typing import Annotated, Any, cast
 
 from kernels.ranges import range_checked
 from recipes.building.assemble import assemble
-from recipes.configuration.boundary import begun, refusing
+from recipes.configuration.boundary import refusing
 from recipes.configuration.compose import to_yaml
 from recipes.configuration.problems import ConfigError
-from recipes.processes.lock import Lock, Locked
+from recipes.processes.lock import alone_in
 from recipes.processes.stop import Stopped, StopRequest, seconds
 from recipes.running.directory import is_finished, open_directory, write_json, write_status, write_text
 from recipes.running.run import Run
@@ -118,16 +118,8 @@ class StagedRun:
         stop = StopRequest(seconds(self.config["max_time"]))
         with stop.listening():
             self.directory = self._open()
-            lock = Lock(self.directory)
-            try:
-                lock.take()
-            except (Locked, OSError) as error:
-                raise ConfigError([f"cannot run in {self.directory}: {error}"]) from error
-            try:
-                with begun(self.directory):
-                    return self._run(self.directory, stop)
-            finally:
-                lock.release()
+            with alone_in(self.directory):
+                return self._run(self.directory, stop)
 
     def _open(self) -> Path:
         if self.resume is not None:

@@ -7,8 +7,13 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from recipes.configuration.boundary import begun
+from recipes.configuration.problems import ConfigError
 
 try:
     import fcntl
@@ -74,6 +79,25 @@ class Lock:
             return True
         self.release()
         return False
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Hold the lock of a run directory; what is raised inside belongs to the run in it.
+
+    Raises:
+        ConfigError: another process is at work there, or it cannot be locked.
+    """
+    lock = Lock(directory)
+    try:
+        lock.take()
+    except (Locked, OSError) as error:
+        raise ConfigError([f"cannot run in {directory}: {error}"]) from error
+    try:
+        with begun(directory):
+            yield
+    finally:
+        lock.release()
 
 
 def _owner(file: IO[str]) -> dict[str, object]:

@@ -49,7 +49,7 @@ class Recorder(Observer):
 
     def is_best(self, task: Task) -> bool:
         """Whether the epoch beats the best so far; before any was validated, the newest is the best."""
-        row, key = task.epoch_metrics, task.selection(task.epoch_metrics)
+        row, key = task.epoch_metrics, task.validation.rank(task.epoch_metrics)
         if (key is None and self.best_key is not None) or (
             key is not None and self.best_key is not None and key <= self.best_key
         ):

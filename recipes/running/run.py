@@ -25,7 +25,7 @@ from recipes.checkpoints.load import CheckpointStore
 from recipes.configuration.boundary import begun, explanation, first_line, ran_out_of_memory, write_traceback
 from recipes.configuration.compose import to_yaml
 from recipes.configuration.problems import ConfigError
-from recipes.processes.lock import Lock, Locked
+from recipes.processes.lock import alone_in
 from recipes.processes.peers import Peers
 from recipes.processes.stop import Stopped, StopRequest, seconds
 from recipes.running.directory import (
@@ -117,16 +117,8 @@ class Run:
                         self._fit(self._keeper(None, None, None, stop), stop, peers)
                 return {}
             self.directory, going_on = self._open()
-            lock = Lock(self.directory)
-            try:
-                lock.take()
-            except (Locked, OSError) as error:
-                raise ConfigError([f"cannot run in {self.directory}: {error}"]) from error
-            try:
-                with begun(self.directory):
-                    return self._run(self.directory, going_on, stop, peers)
-            finally:
-                lock.release()
+            with alone_in(self.directory):
+                return self._run(self.directory, going_on, stop, peers)
 
     def _run(self, directory: Path, going_on: bool, stop: StopRequest, peers: Peers) -> dict[str, Any]:
         if is_finished(directory):

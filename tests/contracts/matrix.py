@@ -173,7 +173,7 @@ def train(run, pair, folder):
         return
     facts = task.context
     data = EvaluationData(validating, facts.val_classes, is_query=facts.val_is_query, brief=True)
-    parts.validated(network, evaluated(task.validation, network, data))
+    parts.validated(network, evaluated(task.validation.evaluators, network, data))
     parts.end_epoch()
     if run.evaluators:
         again = partial(iter, training)

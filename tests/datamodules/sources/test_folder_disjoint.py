@@ -180,7 +180,7 @@ def test_wrong_settings(tmp_path: Path, ready: Ready) -> None:
         ready(FolderDisjoint, tmp_path / "absent")
     with pytest.raises(ValueError, match="data.split is 'half'; choose official or classes"):
         ready(GroceryStore, tmp_path, split="half")
-    with pytest.raises(FileNotFoundError, match="no folder .*absent; expected train.txt, val.txt, test.txt"):
+    with pytest.raises(FileNotFoundError, match="no folder .*absent; data.root must hold train.txt, val.txt, test.txt"):
         ready(GroceryStore, tmp_path / "absent")
 
 

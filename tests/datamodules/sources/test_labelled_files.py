@@ -171,7 +171,7 @@ def test_other_files_are_no_label_files(root: Path) -> None:
         ready(root, train="train.pkl")
     with pytest.raises(FileNotFoundError, match="no label file .*none.csv"):
         ready(root, val="none.csv")
-    with pytest.raises(FileNotFoundError, match="no folder .*nowhere; data.root must be"):
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere; data.root must hold the images"):
         ready(root / "nowhere")
 
 

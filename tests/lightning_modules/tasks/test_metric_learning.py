@@ -31,7 +31,7 @@ def validate(task, make_batch, index=range(24)):
     for start in range(0, len(index), 10):
         batch = make_batch(list(index)[start : start + 10], dtype=torch.float32)
         task.validation_step(batch, 0)
-    return {name.removeprefix("val/"): value for name, value in task.validation_metrics().items()}
+    return {name.removeprefix("val/"): value for name, value in task.validation.columns().items()}
 
 
 def embeddings(task, make_batch, index=range(24)):
@@ -54,7 +54,7 @@ def test_validation_is_retrieval_among_all_its_images(task, make_batch):
     assert all(found[name] == pytest.approx(whole[name]) for name in ("map@r", "r_precision"))
     assert found["uniformity"] == pytest.approx(float(uniformity(z)), rel=1e-5)
     assert found["tolerance"] == pytest.approx(float(tolerance(z, y)), rel=1e-5)
-    assert learner._measuring == {}, "nothing is left for the next validation"
+    assert learner.validation._under_way == {}, "nothing is left for the next validation"
 
 
 def test_queries_look_into_the_gallery_only(task, make_batch):
@@ -71,6 +71,6 @@ def test_queries_look_into_the_gallery_only(task, make_batch):
 def test_selection(task):
     learner = task()
     rows = [{"val/map@r": 0.3, "val/recall@1": 0.6}, {"val/map@r": 0.4, "val/recall@1": 0.1}]
-    assert learner.selection(rows[0]) < learner.selection(rows[1])
-    assert learner.selection({}) is None and learner.selection({"val/map@r": math.nan}) is None
+    assert learner.validation.rank(rows[0]) < learner.validation.rank(rows[1])
+    assert learner.validation.rank({}) is None and learner.validation.rank({"val/map@r": math.nan}) is None
     assert learner.measure_training({"main": Output(embedding=torch.zeros(1, 2))}, None) == {}

@@ -16,7 +16,7 @@ import recipes
 from datamodules.sources.grocery import Grocery
 from lightning_modules.part import Regularizer
 from lightning_modules.tasks.classification import Classification
-from lightning_modules.tasks.task import selection_columns
+from lightning_modules.tasks.validation import Validation
 from recipes.building.make import rebuild_network
 from recipes.checkpoints.load import load_checkpoint
 from recipes.configuration.problems import ConfigError
@@ -237,8 +237,7 @@ class Scripted:
 
     is_global_zero = True
 
-    select = selection_columns(Classification.default_validation(), None)
-    selection = Classification.selection
+    validation = Validation(Classification.default_validation())
 
     def __init__(self, accuracies, losses):
         self.script = iter(zip(accuracies, losses, strict=True))
