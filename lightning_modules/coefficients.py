@@ -74,6 +74,8 @@ def _gathered_batch(batch: Batch, total: int) -> Batch:
     """The fields of all processes but images, which are not sent."""
     values = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "extra"}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    if batch.partner is not None:  # positions, in the batch of all from here on
+        tensors["partner"] = batch.partner + share_of(total)[0]
     small = {name: gather(value, total) for name, value in tensors.items() if value.ndim <= 2}
     dropped = dict.fromkeys(tensors.keys() - small.keys())
     return batch.replace(**{**dropped, **small, "image": batch.image.new_empty((total, 0)), "extra": {}})

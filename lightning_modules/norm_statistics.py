@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 def norm_modules(module: nn.Module) -> list[nn.Module]:
     """The norms inside that keep running statistics."""
-    return [norm for norm in module.modules() if getattr(norm, "running_mean", None) is not None]
+    kept = ("running_mean", "running_var")  # EvoNorm has the second alone
+    return [norm for norm in module.modules() if any(getattr(norm, name, None) is not None for name in kept)]
+
+
+def norm_buffers(*modules: nn.Module) -> list[Tensor]:
+    """Running means, variances and counters of the norms inside, each once."""
+    norms = dict.fromkeys(norm for module in modules for norm in norm_modules(module))
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
 
 def statistics_in_training(*modules: nn.Module) -> list[Tensor]:

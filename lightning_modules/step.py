@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kernels.batch import Batch, Output, Step, Update
 from lightning_modules.coefficients import coefficients_of, reduce_terms
 from lightning_modules.gradients.base import Pass, Seat, Terms
-from lightning_modules.norm_statistics import norm_statistics_kept
+from lightning_modules.norm_statistics import BufferCopy, norm_buffers, norm_statistics_kept
 from lightning_modules.parts import Parts
 from lightning_modules.surgery.weights import computed_once
 from lightning_modules.views import forward_views
@@ -73,14 +73,14 @@ def run_step(
         result = StepResult(batches=micros)
         # Those of the first pass hold for every further one: they belong to the update, not to perturbed weights.
         known = _coefficients_of_all(parts, micros, step)
-        draws = _Draws(batch) if parts.gradient.several_passes else None
+        start = _Start(batch, step.network, parts) if parts.gradient.several_passes else None
 
         def passes() -> Iterator[Pass]:
             # Weights may have been moved since the last pass, and autocast would reuse their cast copies.
             torch.clear_autocast_cache()
             first = not result.outputs
             step.pass_number = 0 if first else step.pass_number + 1
-            with draws.again() if draws and not first else nullcontext():
+            with start.again() if start and not first else nullcontext():
                 for position, micro in enumerate(micros):
                     if not first or position:  # before the first backward the graph of the weights is still whole
                         renew_weights()
@@ -100,22 +100,28 @@ def run_step(
     return result
 
 
-class _Draws:
-    """The random state ahead of the first pass, with which every further pass draws the same dropout masks."""
+class _Start:
+    """What the first pass begins with: further ones draw the same dropout masks, by the same norm statistics."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, *owners: nn.Module) -> None:
+        buffers = norm_buffers(*owners)
+        self._before, self._after = BufferCopy(buffers), BufferCopy(buffers)
+        self._before.save()
         self._device = batch.image.device if batch.image.is_cuda else None
         self._host = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state(self._device) if self._device is not None else None
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Inside, random numbers are those of the first pass; afterwards the state is what it was before."""
+        """Inside, all is as the first pass found it; afterwards, as the first pass left it."""
+        self._after.save()
+        self._before.restore()
         with torch.random.fork_rng([] if self._device is None else [self._device]):
             torch.set_rng_state(self._host)
             if self._cuda is not None and self._device is not None:
                 torch.cuda.set_rng_state(self._cuda, self._device)
             yield
+        self._after.restore()
 
 
 def _prepare(parts: Parts, batch: Batch, step: Step) -> Batch:
@@ -126,9 +132,8 @@ def _prepare(parts: Parts, batch: Batch, step: Step) -> Batch:
 
 
 def _trained_parameters(network: nn.Module, parts: Parts) -> dict[str, nn.Parameter]:
-    named = {"network": network, "parts": parts}
-    every = {f"{owner}.{name}": p for owner, module in named.items() for name, p in module.named_parameters()}
-    return {name: p for name, p in every.items() if p.requires_grad}
+    both = nn.ModuleDict({"network": network, "parts": parts})
+    return {name: p for name, p in both.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()

@@ -25,8 +25,7 @@ IMAGES = ("main", "clean", "adversarial", "second")
 def forward_views(parts: Parts, batch: Batch, step: Step) -> dict[str, Output]:
     """One forward for each declared view, the loss's first; views of one network that show the same image share it.
 
-    A forward moves running norm statistics unless the first part that reads the view calls it still, and only in the
-    first pass over an update.
+    A forward moves running norm statistics unless the first part that reads the view calls it still.
 
     Raises:
         ValueError: a view of an image that the batch does not carry.
@@ -47,7 +46,7 @@ def forward_views(parts: Parts, batch: Batch, step: Step) -> dict[str, Output]:
     for (network, _, mixed), views in shared.items():
         module = step.network_of(network)
         forward = step.forward if network == MAIN else module
-        moves = step.pass_number == 0 and not parts.still.issuperset(views)
+        moves = not parts.still.issuperset(views)
         maps: dict[str, Any] = {"want_maps": parts.maps} if parts.maps and MAIN in views else {}
         with nullcontext() if moves else norm_statistics_frozen(module):
             image = batch.shown(split_view(views[0])[1])

@@ -13,7 +13,7 @@ from kernels.batch import Step
 from lightning_modules.finite.batch import save_batch
 from lightning_modules.finite.check import NonFiniteError, Verdict, check_finite
 from lightning_modules.finite.report import describe
-from lightning_modules.norm_statistics import BufferCopy, norm_modules
+from lightning_modules.norm_statistics import BufferCopy, norm_buffers
 from lightning_modules.parts import Parts
 from lightning_modules.step import StepResult
 
@@ -56,8 +56,7 @@ class FiniteGuard:
     def prepare(self, network: nn.Module, parts: nn.Module) -> None:
         """Allocate room for the buffers, on the device they train on; needed for ``skip`` alone."""
         if self.policy == "skip":
-            norms = [buffer for norm in norm_modules(parts) for buffer in norm.buffers(recurse=False)]
-            self._copy = BufferCopy([*network.buffers(), *norms])
+            self._copy = BufferCopy([*network.buffers(), *norm_buffers(parts)])
 
     def before(self) -> None:
         """Keep the buffers as they are ahead of the forward."""

@@ -37,7 +37,8 @@ class Seat:
 
     Attributes:
         passes: starts one pass over the update batch and yields each micro-batch. Called again it runs the forwards
-            again, at the weights as they are then, with the same random draws; norm statistics move in pass 0 only.
+            again, at the weights as they are then, with the same random draws and from the same norm statistics;
+            what pass 0 made of these stays.
         backward: the trainer's (mixed precision, several processes): adds the gradient of a scalar to ``grad``,
             averaged over the processes.
         parameters: all that the optimizer trains by name, those of parts included.

@@ -20,8 +20,8 @@ class SAM(Gradient):
 
     The ball is that of all trained parameters together, those of parts (proxies, projectors) included, and of the whole
     update: with micro-batches and several processes ``g`` is the mean gradient. The second pass sees the same dropout
-    masks and the same coefficients as the first, and leaves running norm statistics alone, so that ``rho -> 0`` is the
-    plain gradient. Loss, accuracy and diagnostics are those of the first pass.
+    masks, norm statistics and coefficients as the first and leaves no trace in them, so that ``rho -> 0`` is the plain
+    gradient. Loss, accuracy and diagnostics are those of the first pass.
 
     Args:
         rho: radius of the ball; 0.05 in the paper for CIFAR and ImageNet, larger against label noise.
@@ -56,9 +56,12 @@ class SAM(Gradient):
 
 
 def reciprocal_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """``1 / ||tensors||`` over all of them together; of zeros it is finite, so that zeros stay zeros."""
+    """``1 / (||tensors|| + 1e-12)`` over all of them together, as is usual.
+
+    The constant lets zeros be zeros, and a gradient whose squares underflow stay small.
+    """
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors), dtype=_widest(tensors))))
-    return 1.0 / (norm + torch.finfo(norm.dtype).tiny)
+    return 1.0 / (norm + 1e-12)
 
 
 def _widest(tensors: Sequence[Tensor]) -> torch.dtype:

@@ -100,11 +100,12 @@ class Metrix(Mixing):
         first_U, second_U = codes // len(batch), codes % len(batch)
         if not len(codes):  # no pair to mix
             mixed = Output(embedding=None if output.embedding is None else output.embedding[:0])
-        elif self.mode == "feature":
-            mixed = step.forward(None, from_map=_mix(output.maps["final"], first_U, second_U, lam))
         else:
             with norm_statistics_frozen(step.network):
-                mixed = step.forward(_mix(batch.image, first_U, second_U, lam))
+                if self.mode == "feature":
+                    mixed = step.forward(None, from_map=_mix(output.maps["final"], first_U, second_U, lam))
+                else:
+                    mixed = step.forward(_mix(batch.image, first_U, second_U, lam))
         return MixedPairs(kind, lam, self.weight, True, self.top_k, mixed.embedding, pairs_M3, position_M)
 
     @torch.no_grad()

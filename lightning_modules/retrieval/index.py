@@ -128,7 +128,7 @@ def index_recall(scores: Scores, index: Any, ks: tuple[int, ...]) -> dict[str, f
     for k in sorted({min(k, largest) for k in ks}):
         known = true[:, :k] > -np.inf
         last = np.where(known, true[:, :k], np.inf).min(1, keepdims=True)  # inf where a query has no neighbour
-        hit = (found[:, :k] >= last - scores.tie) & (found[:, :k] > -np.inf)
+        hit = (found[:, :k] >= last - scores.slack(last)) & (found[:, :k] > -np.inf)
         result[f"index_recall@{k}"] = float(hit.sum() / max(known.sum(), 1))
     return result
 

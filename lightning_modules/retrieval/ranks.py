@@ -20,12 +20,13 @@ from torch import Tensor
 from kernels.retrieval_metrics import RelevantRanks
 from lightning_modules.retrieval.labels import Relevance
 from lightning_modules.retrieval.scores import CHUNK, Array, Scores, pieces
-from lightning_modules.retrieval.search import BLOCK, whole_rows
+from lightning_modules.retrieval.search import BLOCK, runs, whole_rows
 
 TILE = 1 << 19  # scores that are made at a time
 CLOSE = 64  # comparisons in float64 to one relevant item, on average, from which on whole rows are faster
 MOST = 1 / 4  # of a tile may reach relevant items: beyond it, whole rows are faster
 FEW = 16  # relevant items of a query, on average, up to which counting beats whole rows
+DOUBT = 8.0  # times what counts as equal, or a part of it: rounding errors are smaller, true differences larger
 APART = 8.0  # between the scores of one query and the next in one ascending list; scores lie between -2 and 1
 
 
@@ -46,12 +47,12 @@ class Items:
     hits: Array
 
     @classmethod
-    def of(cls, queries: Array, row_R: Array, column_R: Array, score_R: Array, tie: float) -> Items:
-        """From the place among ``queries``, the column and the score of each item; scores within ``tie`` are equal."""
+    def of(cls, scores: Scores, queries: Array, row_R: Array, column_R: Array, score_R: Array) -> Items:
+        """From the place among ``queries``, the column and the score of each item."""
         order = np.lexsort((-score_R, row_R))
         row, column, score = row_R[order], column_R[order], score_R[order]
         new = np.ones(len(row), dtype=bool)
-        new[1:] = (row[1:] != row[:-1]) | ~(score[:-1] - score[1:] <= tie)
+        new[1:] = (row[1:] != row[:-1]) | ~(score[:-1] - score[1:] <= scores.slack(score[:-1]))
         run = np.cumsum(new) - 1
         order = np.lexsort((column, run))
         place = np.arange(len(row)) - np.searchsorted(row, row)
@@ -92,7 +93,7 @@ def ranks(
             yield part, counted
             continue
         for rows, row_BG in whole_rows(scores, part):
-            yield rows, sorted_ranks(scores.tie, relevance, rows, row_BG.cpu().numpy(), first_only)
+            yield rows, sorted_ranks(scores, relevance, rows, row_BG.cpu().numpy(), first_only)
 
 
 def _parts(relevance: Relevance, queries: Array, width: int) -> Iterator[Array]:
@@ -108,7 +109,7 @@ def _parts(relevance: Relevance, queries: Array, width: int) -> Iterator[Array]:
 def _counted(scores: Scores, relevance: Relevance, queries: Array, first_only: bool) -> RelevantRanks | None:
     """Counted in float32; None where that tells too little, or costs too much."""
     row, column = relevance.pairs(queries)
-    items = Items.of(queries, row, column, scores.pairs(queries[row], column), scores.tie)
+    items = Items.of(scores, queries, row, column, scores.pairs(queries[row], column))
     items = items.best() if first_only else items
     count = _Counts(scores, items)
     asked, side = scores.asked(queries), min(TILE // len(queries), CHUNK * 8 // scores.embeddings.shape[1])
@@ -151,23 +152,27 @@ class _Counts:
         if self.left < 0:
             return False
         size, answer, end = (tensor.cpu().numpy() for tensor in (sizes, column, above))
-        self._compare(np.repeat(answer, size), np.repeat(end - np.cumsum(size), size) + np.arange(size.sum()))
-        return True
+        return self._compare(np.repeat(answer, size), np.repeat(end - np.cumsum(size), size) + np.arange(size.sum()))
 
-    def _compare(self, column: Array, slot: Array) -> None:
-        """Compare gallery items with relevant ones in float64."""
+    def _compare(self, column: Array, slot: Array) -> bool:
+        """Compare gallery items with relevant ones in float64; False where some are neither surely equal nor surely
+        apart, because what lies between them, and makes a run of them, is not seen here."""
         own_column, score = self.items.column.ravel()[slot], self.items.score.ravel()[slot]
         own = column == own_column
         np.add.at(self.tied, slot[own], 1)
         column, slot, own_column, score = column[~own], slot[~own], own_column[~own], score[~own]
         ahead = self.scores.pairs(self.items.queries[slot // self.shape[1]], column) - score
-        tied = np.abs(ahead) <= self.scores.tie
+        slack = self.scores.slack(score)
+        tied = np.abs(ahead) <= slack
+        if np.any((np.abs(ahead) > slack / DOUBT) & (np.abs(ahead) <= slack * DOUBT)):
+            return False
         np.add.at(self.tied, slot[tied], 1)
         np.add.at(self.before, slot[tied & (column < own_column)], 1)
         # Counted at the item and taken away at the next: ``over`` counts for all that follow.
-        clear = slot[ahead > self.scores.tie]
+        clear = slot[ahead > slack]
         np.add.at(self.over, clear, 1)
         np.subtract.at(self.over, clear + 1, 1)
+        return True
 
     def result(self) -> tuple[Array, Array, Array]:
         """Items above, tied, and tied before, ``[B, P]``."""
@@ -176,21 +181,22 @@ class _Counts:
 
 
 def sorted_ranks(
-    tie: float, relevance: Relevance, queries: Array, row_BG: Array, first_only: bool = False
+    scores: Scores, relevance: Relevance, queries: Array, row_BG: Array, first_only: bool = False
 ) -> RelevantRanks:
     """Ranks from whole rows of float64 scores."""
     row, column = relevance.pairs(queries)
-    items = Items.of(queries, row, column, row_BG[row, column], tie)
+    items = Items.of(scores, queries, row, column, row_BG[row, column])
     items = items.best() if first_only else items
     above, tied, before = (np.zeros(items.score.shape, dtype=np.int64) for _ in range(3))
-    for i, scores in enumerate(row_BG):
+    for i, score_G in enumerate(row_BG):
         real = np.flatnonzero(items.hits[i])
-        score, ascending = items.score[i, real], np.sort(scores)
-        higher = np.searchsorted(ascending, score + tie, "right")
-        tied[i, real] = higher - np.searchsorted(ascending, score - tie)
-        above[i, real] = len(scores) - higher
-        for run in np.unique(above[i, real][tied[i, real] > 1]):
-            here = real[above[i, real] == run]
-            same = np.flatnonzero(np.abs(scores - items.score[i, here[0]]) <= tie)
+        falling = -np.sort(-score_G)
+        starts = np.flatnonzero(np.diff(runs(scores, falling[None])[0], prepend=-1))  # of each run of equal scores
+        run = np.searchsorted(-falling[starts], -items.score[i, real], "right") - 1
+        ends = np.append(starts[1:], len(falling))
+        above[i, real], tied[i, real] = starts[run], ends[run] - starts[run]
+        for one in np.unique(run[tied[i, real] > 1]):
+            here = real[run == one]
+            same = np.flatnonzero((score_G <= falling[starts[one]]) & (score_G >= falling[ends[one] - 1]))
             before[i, here] = np.searchsorted(same, items.column[i, here])
     return items.ranks(above, tied, before)

@@ -2,7 +2,7 @@
 
 A score is larger for closer rows: the cosine, or minus half the squared distance. FAISS and tiles find it in float32;
 ``error`` bounds how far such a score is from the true one, so that it is known which comparisons can be trusted. The
-others are decided by ``pairs`` or by float64 tiles, whose scores count as equal within ``tie``.
+others are decided by ``pairs`` or by float64 tiles; scores within ``slack`` of the next make a run of equal ones.
 
 Nothing here is as large as the embeddings: rows are scaled when they are multiplied.
 
@@ -41,7 +41,7 @@ class Scores:
     Attributes:
         whole_rows: a score is not made of two rows alone, so that float32 finds no candidates.
         error: bound on the rounding error of a float32 score.
-        tie: float64 scores that differ by no more are equal.
+        tie: float64 scores that differ by no more are equal; a bound on ``slack``.
         own_Q: column of the query itself in the gallery, -1 where it is not there.
     """
 
@@ -91,6 +91,11 @@ class Scores:
         self.error = 1.01 * 2.0**-24 * (dimensions + 16) * products
         self.tie = 2.0**-43 * products
 
+    def slack(self, score: Array) -> Array:
+        """By how much a float64 score may fall short of one and be equal to it: for l2 a share of the distance, whose
+        error is one too, because rows are subtracted first."""
+        return np.abs(score) * 2.0**-43 if self.metric == "l2" else np.full_like(score, self.tie)
+
     def _centered(self, rows: Tensor) -> Tensor:
         return rows - self.center if self.metric == "l2" else rows.double()  # float64 as well: the center is
 
@@ -124,11 +129,22 @@ class Scores:
 
     def tile(self, asked: Tensor, queries: Array, columns: slice) -> Tensor:
         """``[B, M]`` scores of some queries, ``asked`` of them, with a stretch of the gallery; in its precision."""
-        tile = asked @ self.answering(columns, asked.dtype).T
-        if self.half_N is not None:
-            tile -= self.offset(queries, asked.dtype)
+        if self.half_N is not None and asked.dtype == torch.float64:
+            tile = self._from_distances(queries, columns)
+        else:
+            tile = asked @ self.answering(columns, asked.dtype).T
+            if self.half_N is not None:
+                tile -= self.offset(queries, asked.dtype)
         self._hide(tile, queries, columns)
         return tile
+
+    def _from_distances(self, queries: Array, columns: slice) -> Tensor:
+        """Float64 scores of l2, from differences of the rows as they were given: as exact as those of ``pairs``."""
+        left, right = (
+            self.embeddings[torch.as_tensor(ids, device=self.device)].double() * self.scale_N[0]
+            for ids in (self.queries[queries], self.gallery[columns])
+        )
+        return torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist").square_().mul_(-0.5)
 
     def _hide(self, tile: Tensor, queries: Array, columns: slice) -> None:
         """-inf where a query must not look: at itself, and at its group."""

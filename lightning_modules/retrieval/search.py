@@ -175,7 +175,7 @@ def _certified(
     row, place = (near_BL[:, 1:] | near_BL[:, :-1]).nonzero()
     score_BL[row, place] = scores.pairs(queries[row], column_BL[row, place])
     score_BL, column_BL = _ordered(score_BL, column_BL)
-    run_BL = runs(score_BL, scores.tie)
+    run_BL = runs(scores, score_BL)
     sort_runs(column_BL, run_BL)
     in_last_BL = run_BL == run_BL[:, count - 1, None]
     found = np.zeros(len(queries), dtype=np.int64)
@@ -185,10 +185,10 @@ def _certified(
     return Ranking(queries, column_BL[:, :count], score_BL[:, :count], first_BL[:, :count], in_last_BL.sum(1), found)
 
 
-def runs(score_BL: Array, tie: float) -> Array:
-    """``[B, L]`` number of the run of equal scores; an empty place is a run of its own."""
+def runs(scores: Scores, score_BL: Array) -> Array:
+    """``[B, L]`` number of the run of equal scores, which fall; an empty place is a run of its own."""
     with np.errstate(invalid="ignore"):
-        new_BL = ~(score_BL[:, :-1] - score_BL[:, 1:] <= tie)
+        new_BL = ~(score_BL[:, :-1] - score_BL[:, 1:] <= scores.slack(score_BL[:, :-1]))
     return np.concatenate([np.zeros((len(score_BL), 1), dtype=np.int64), new_BL.cumsum(1)], axis=1)
 
 
@@ -230,11 +230,10 @@ def _ranked_rows(scores: Scores, queries: Array, row_BG: Tensor, count: int, hit
     found = row_BG.topk(count, 1)
     value, column = found.values.cpu().numpy(), found.indices.cpu().numpy()
     score_BG, edge = row_BG.cpu().numpy(), value[:, -1:]
-    run = runs(value, scores.tie)
+    run = runs(scores, value)
     inside = run != run[:, -1:]
     first = value[np.arange(len(value)), inside.sum(1)][:, None]  # the highest of the last run
-    with np.errstate(invalid="ignore"):
-        tied = (score_BG >= edge - scores.tie) & (score_BG <= first) & (edge > -np.inf)
+    tied = _chained(scores, score_BG, edge) & (score_BG <= first)
     row, place = tied.nonzero()
     size, last_hits = tied.sum(1), np.zeros(len(queries), dtype=np.int64)
     if hits is not None:
@@ -245,3 +244,14 @@ def _ranked_rows(scores: Scores, queries: Array, row_BG: Tensor, count: int, hit
     column[row[keep], rank[keep]] = place[keep]
     column[value == -np.inf] = -1
     return Ranking(queries, column, value, first_of_run(run), np.maximum(size, 1), last_hits)
+
+
+def _chained(scores: Scores, score_BG: Array, edge_B1: Array) -> Array:
+    """``[B, G]`` what reaches the edge, or the lowest that does, and so on; nothing below an empty place."""
+    while True:
+        with np.errstate(invalid="ignore"):
+            tied = (score_BG >= edge_B1 - scores.slack(edge_B1)) & (edge_B1 > -np.inf)
+        lowest_B1 = np.minimum(edge_B1, score_BG.min(1, keepdims=True, initial=np.inf, where=tied))
+        if np.array_equal(lowest_B1, edge_B1):
+            return tied
+        edge_B1 = lowest_B1

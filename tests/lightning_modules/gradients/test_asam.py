@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kernels.batch import Batch, Output, Step
-from lightning_modules.gradients.asam import ASAM
+from lightning_modules.gradients.asam import ASAM, is_weight
 from lightning_modules.losses.cross_entropy import CrossEntropy
 from lightning_modules.parts import Parts
 from lightning_modules.step import run_step
@@ -51,7 +51,7 @@ def test_the_point_is_that_of_the_formula():
     torch.nn.functional.cross_entropy(plain(data.image).logits, data.label).backward()
     named = dict(plain.named_parameters())
     t = {name: p.abs() + eta if "weight" in name else torch.ones_like(p) for name, p in named.items()}
-    norm = torch.sqrt(sum(((t[name] * p.grad) ** 2).sum() for name, p in named.items()))
+    norm = torch.sqrt(sum(((t[name] * p.grad) ** 2).sum() for name, p in named.items())) + 1e-12
     for name, p in named.items():
         torch.testing.assert_close(where[name], p + rho * t[name] ** 2 * p.grad / norm, rtol=0, atol=1e-12)
 
@@ -62,6 +62,13 @@ def test_scaling_one_layer_against_the_next_changes_nothing():
     torch.testing.assert_close(other["one.weight"] * 4.0, one["one.weight"], rtol=0, atol=1e-12)
     torch.testing.assert_close(other["two.weight"] / 4.0, one["two.weight"], rtol=0, atol=1e-12)
     torch.testing.assert_close(other["two.bias"], one["two.bias"], rtol=0, atol=1e-12)
+
+
+def test_what_is_called_a_weight():
+    assert all(map(is_weight, ("network.head.weight", "parts.loss.proxies.weight", "attention.in_proj_weight")))
+    assert is_weight("network.backbone.conv.parametrizations.weight.original")
+    others = ("conv.bias", "conv.parametrizations.weight.0.log_a", "parts.reweighting.rate", "cls_token")
+    assert not any(map(is_weight, others))
 
 
 def test_values_outside_their_range():

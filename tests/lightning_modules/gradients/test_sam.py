@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from kernels.batch import Step
+from lightning_modules.gradients.asam import ASAM
 from lightning_modules.gradients.sam import SAM, reciprocal_norm
 from lightning_modules.gradients.sum import Sum
 from lightning_modules.losses.cross_entropy import CrossEntropy
@@ -15,6 +16,7 @@ from lightning_modules.part import Loss
 from lightning_modules.parts import Parts
 from lightning_modules.regularizers.saf import SAF
 from lightning_modules.step import run_step
+from lightning_modules.surgery.batch_channel_norm_2d import BatchChannelNorm2d
 
 
 class Proxies(Loss):
@@ -52,6 +54,23 @@ def test_rho_to_zero_is_the_sum_for_network_and_parts(make_network, make_batch, 
         assert all(torch.equal(a, b) for a, b in zip(buffers, found[0][1], strict=True)), "statistics moved once"
         assert torch.equal(term, found[0][2])
     assert all(torch.equal(a, b) for a, b in zip(found[1][0], found[0][0], strict=True))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+@pytest.mark.parametrize("warmup", [False, True])
+def test_a_norm_that_normalizes_by_running_statistics_is_one_function(make_network, make_batch, micro_batches, warmup):
+    """The second pass begins with the statistics of the first, so that rho = 0 is the sum bit for bit."""
+    found = []
+    for gradient in (Sum(), SAM(rho=0.0)):
+        network = make_network().train()
+        network.backbone.norm = BatchChannelNorm2d(4, 2, estimate=True, update_rate=0.3, warmup=warmup).double()
+        for update in range(3):
+            step = Step(0, update, 0, network, network, 8)
+            batch = make_batch(list(range(8)), seed=update)
+            network.zero_grad()
+            run_step(Parts(CrossEntropy(), gradient=gradient), batch, step, micro_batches=micro_batches)
+        found.append(gradients(network) + [buffer.clone() for buffer in network.buffers()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def plain_sam(network, loss, batch, rho):
@@ -144,6 +163,15 @@ def test_a_gradient_of_zeros_stays_where_it_is():
     zeros = [torch.zeros(3), torch.zeros(2, 2)]
     assert torch.isfinite(reciprocal_norm(zeros) * zeros[0]).all()
     assert reciprocal_norm([torch.tensor([3.0]), torch.tensor([4.0])]) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("gradient", [SAM(rho=50.0), ASAM(rho=50.0)])
+@pytest.mark.parametrize("size", [0.0, 1e-24, 1e-40])
+def test_a_gradient_whose_squares_underflow_moves_nothing_far(gradient, size):
+    weights = {"weight": nn.Parameter(torch.ones(1000)), "bias": nn.Parameter(torch.ones(10))}
+    for p in weights.values():
+        p.grad = torch.full_like(p, size)
+    assert all((step.abs() <= 1e-10).all() for step in gradient.ascent(weights))
 
 
 def test_values_that_are_no_radius():

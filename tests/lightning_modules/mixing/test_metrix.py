@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from kernels.batch import Output
 from kernels.metrix import draw_mix
 from kernels.pairs import unit
+from lightning_modules.gradients.sam import SAM
 from lightning_modules.heads.embedding import Embedding
 from lightning_modules.losses.contrastive import Contrastive
 from lightning_modules.losses.cross_entropy import CrossEntropy
@@ -24,11 +26,13 @@ LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 0, 1])
 def bench(make_network, make_batch, make_step):
     """``(mixing, loss, **network) -> (result, network)`` of one step in float64, on eight samples of three classes."""
 
-    def run(mixing, loss=None, update=0, **keys):
-        network = make_network(**keys)
+    def run(mixing, loss=None, update=0, gradient=None, behind=None, **keys):
+        network = make_network(**keys).train()
+        if behind is not None:  # the pooling
+            network.backbone.dropout = copy.deepcopy(behind).double()
         torch.manual_seed(0)
         network.head = Embedding(4, 3, dim=5).double()
-        parts = Parts(loss or Contrastive(), mixing=mixing, head=network.head)
+        parts = Parts(loss or Contrastive(), mixing=mixing, gradient=gradient, head=network.head)
         batch = make_batch(range(8)).replace(label=LABELS)
         return run_step(parts, batch, make_step(network, update=update)), network
 
@@ -99,11 +103,18 @@ def test_pairs_of_a_positive_and_a_negative_share_their_forward(bench, make_netw
     assert counts.tolist() == [2 * p for p in positives], "each positive with the two hardest negatives"
 
 
-def test_running_statistics_are_those_of_the_clean_images(bench):
-    _, mixed = bench(Metrix(mode="input", top_k=1), batch_norm=True)
-    _, plain = bench(None, batch_norm=True)
-    for name, value in plain.backbone.norm.named_buffers():
-        assert torch.equal(dict(mixed.backbone.norm.named_buffers())[name], value), name
+@pytest.mark.parametrize("mode", ["input", "feature"])
+@pytest.mark.parametrize("gradient", [None, SAM()])
+def test_running_statistics_are_those_of_the_clean_images(bench, mode, gradient):
+    """Of norms ahead of the pooling, and of those behind it (in timm: mobilenetv4)."""
+    (_, mixed), (_, plain) = (
+        bench(mixing, gradient=gradient, batch_norm=True, behind=nn.BatchNorm1d(4))
+        for mixing in (Metrix(mode=mode, top_k=1), None)
+    )
+    there = dict(mixed.named_buffers())
+    assert int(there["backbone.dropout.num_batches_tracked"]) == 1
+    for name, value in plain.named_buffers():
+        assert torch.equal(there[name], value), name
 
 
 @pytest.mark.parametrize("mode", ["embedding", "feature", "input"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_modules.evaluators.retrieval import RetrievalEvaluator
 from lightning_modules.retrieval import ranks as ranks_module
 from lightning_modules.retrieval.labels import Relevance
 from lightning_modules.retrieval.ranks import ranks, sorted_ranks
@@ -71,7 +72,7 @@ def test_ranks(monkeypatch, kind, metric):
 
 def by_sorting(scores, relevance, queries):
     ((part, row_BG),) = whole_rows(scores, queries)
-    return sorted_ranks(scores.tie, relevance, part, row_BG.numpy())
+    return sorted_ranks(scores, relevance, part, row_BG.numpy())
 
 
 @pytest.mark.parametrize("first_only", [False, True])
@@ -144,8 +145,10 @@ def test_scores_that_differ_by_less_than_counts_are_equal(first_only):
         row_BG[np.arange(4), queries] = -np.inf
         every = np.arange(total)
         relevance = Relevance(labels, every, every, every)
+        alike = Scores(torch.ones(total, 1), every, every)  # whose slack is meant
+        assert alike.slack(exact[0])[0] == tie
         asked = np.flatnonzero(relevance.total_Q[queries] > 0)
-        found = [(queries[asked], sorted_ranks(tie, relevance, queries[asked], row_BG[asked], first_only))]
+        found = [(queries[asked], sorted_ranks(alike, relevance, queries[asked], row_BG[asked], first_only))]
         true = np.full((total, total), np.nan)
         true[queries[asked]] = exact[asked] * 1e3  # ``expected`` rounds
         assert check(found, true, labels, every, every, None, first_only) == sorted(queries[asked])
@@ -185,3 +188,46 @@ def test_parts_are_small_where_much_is_kept_of_a_query():
     relevance = Relevance(labels, every, every, scores.own_Q)
     sizes = [len(part) for part, _ in ranks_module.ranks(scores, relevance, every, width=1000)]
     assert sum(sizes) == 3000 and max(sizes) <= ranks_module.CHUNK // 1000
+
+
+def brute_force(rows, labels):
+    """recall@1 and map of distances between whole numbers, in Python's own arithmetic."""
+    right = average = asking = 0
+    for q, own in enumerate(rows.tolist()):
+        others = [g for g in range(len(rows)) if g != q]
+        distance = {g: sum((int(a) - int(b)) ** 2 for a, b in zip(own, rows[g].tolist(), strict=True)) for g in others}
+        hits = [labels[g] == labels[q] for g in sorted(others, key=lambda g: (distance[g], g))]
+        if any(hits):
+            found = np.flatnonzero(hits)
+            asking, right = asking + 1, right + hits[0]
+            average += ((np.arange(len(found)) + 1) / (found + 1)).mean()
+    return right / asking, average / asking
+
+
+@pytest.mark.parametrize("outlier", [0, 2**14, 2**22])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_distances_beside_a_row_that_is_far_away(outlier, dtype):
+    """What counts as equal is a share of the distance, not of the longest row; and all ways decide alike."""
+    rng = np.random.default_rng(0)
+    rows, labels = rng.integers(-200, 200, (150, 8)), rng.integers(0, 40, 150)
+    rows[-1] += outlier
+    embeddings, true = torch.tensor(rows, dtype=dtype), brute_force(rows, labels)
+    for full_map in (True, False):
+        found = RetrievalEvaluator(ks=[1, 4], metric="l2", full_map=full_map)(embeddings, torch.tensor(labels))
+        assert found["recall@1"] == pytest.approx(true[0], abs=1e-12)
+        assert "map" not in found or found["map"] == pytest.approx(true[1], abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_lists_and_counts_chain_near_ties_alike(metric):
+    """Each score is within rounding of the next, and the first is not within rounding of the last."""
+    step = torch.arange(60, dtype=torch.float64) * 2.0**-45
+    rows = torch.stack([torch.ones(61), torch.cat([torch.zeros(1), (1 + step).sqrt() if metric == "l2" else step])], 1)
+    labels = torch.tensor([0] + [i % 3 for i in range(60)])
+    if metric == "cosine":  # scores 1 / sqrt(1 + y^2): wide enough apart around y = 1
+        rows[1:, 1] = 1 + step
+    both = [
+        RetrievalEvaluator(ks=[1, 4], metric=metric, ties="expected", full_map=full)(rows, labels) for full in (0, 1)
+    ]
+    for name in both[0].keys() & both[1].keys():
+        assert both[0][name] == pytest.approx(both[1][name], abs=1e-12), name
