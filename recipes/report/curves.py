@@ -89,8 +89,10 @@ def _chart(run: RunFiles, name: str, lines: dict[str, Column], *, title: str = "
            marks: dict[float, str] | None = None) -> Markup:  # fmt: skip
     top = max((value for column in lines.values() for value in column if value is not None), default=0.0)
     share = is_share(name) and top <= 1
+    selected = run.results.get("selected_epoch")
     return line_chart(Chart(title or label(name), run.epochs, lines, share=share, zero=zero or share, marks=marks or {},
-                            best="val" if name == "accuracy" else ""))  # fmt: skip
+                            best="val" if name == "accuracy" else "",
+                            selected=selected if isinstance(selected, int | float) else None))  # fmt: skip
 
 
 def _part_reports(run: RunFiles) -> dict[str, dict[str, Any]]:

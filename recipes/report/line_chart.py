@@ -32,7 +32,8 @@ class Chart:
         share: values are fractions, shown as percentages.
         zero: the value axis starts at 0, for quantities whose ratio matters.
         marks: labelled vertical lines by position.
-        best: line whose highest value is marked, where there is one.
+        best: line of which one value is marked: that of ``selected``, without it the highest.
+        selected: position that was chosen, by whatever.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Chart:
     zero: bool = False
     marks: dict[float, str] = field(default_factory=dict)
     best: str = ""
+    selected: float | None = None
 
     def text(self, value: float | None) -> str:
         """``value`` as the chart writes it."""
@@ -89,14 +91,16 @@ def _legend(chart: Chart) -> Markup:
         value = element("b", chart.text(last)) if chart.x_label == "epoch" else None
         items.append(element("li", key, named, " ", value))
     if at := _best_position(chart):
-        items.append(element("li", "best ", element("b", chart.text(at[1])), f", epoch {number(at[0])}"))
+        word = "selected " if at[0] == chart.selected else "best "
+        items.append(element("li", word, element("b", chart.text(at[1])), f", epoch {number(at[0])}"))
     return element("ul", items, class_="legend")
 
 
 def _best_position(chart: Chart) -> tuple[float, float] | None:
-    """Position and value of the highest point of the line ``chart.best``; the first of equals."""
-    points = zip(chart.x, chart.lines.get(chart.best, []), strict=False)
-    return max(((at, v) for at, v in points if v is not None), key=lambda p: p[1], default=None)
+    """Position and value of the point of the line ``chart.best`` that is marked; the first of equals."""
+    points = [(at, v) for at, v in zip(chart.x, chart.lines.get(chart.best, []), strict=False) if v is not None]
+    chosen = [(at, v) for at, v in points if at == chart.selected]
+    return max(chosen or points, key=lambda p: p[1], default=None)
 
 
 def _best_dot(chart: Chart, x: Axis, y: Axis) -> Markup | None:

@@ -97,6 +97,10 @@ def test_page_holds_the_numbers_of_the_run(tmp_path: Path) -> None:
     assert "Peak memory|2.00 GB" in text and "unforeseen/deep|1, two" in text
     assert "8 images · 95 % interval 30.6–86.3 % · chance 33.3 %" in text  # 5 of 8, from Wilson's formula by hand
     assert "best |45.0 %|, epoch 1" in text
+    results = tmp_path / "cifar_saf" / "first" / "results.json"
+    results.write_text(json.dumps(json.loads(results.read_text()) | {"selected_epoch": 0}))
+    page = write_report(results.parent, {}).read_text(encoding="utf-8")
+    assert re.search(r"selected \|[\d.]+ %\|, epoch 0", "|".join(Outline(page).text).replace("\u00a0", " "))
     assert "SAF: first active in epoch 1, active in 64.0 % of all steps." in text
     assert "Train time|5.0 s" in text and "Rest: set-up, validation, evaluation|1 min 18 s" in text
     assert "2.15.0" in text and "python train.py recipe=cifar_saf 'a<b'" in text
