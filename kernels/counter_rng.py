@@ -95,6 +95,23 @@ def uniform(seed: int, epoch: int, index_B: Tensor, view_B: Tensor | int, stream
     return _shift(bits(seed, epoch, index_B, view_B, streams), 40).to(torch.float32).mul_(2.0**-24)
 
 
+def uniform_like(image: Tensor, seed: int, epoch: int, index_B: Tensor, view_B: Tensor | int, stream: str) -> Tensor:
+    """Uniform numbers in (0, 1), one for each number of each sample, of the shape and dtype of ``image``.
+
+    Args:
+        image: ``[B, ...]``; only its shape, dtype and device matter.
+        seed, epoch, index_B, view_B: as for ``bits``.
+        stream: name of the use.
+
+    Returns:
+        Odd multiples of 2**-25: never 0 nor 1, and the same numbers in float32 and float64.
+    """
+    key_B = bits(seed, epoch, index_B, view_B, [stream])[0].to(image.device)
+    place_P = torch.arange(image[0].numel() if len(image) else 0, device=image.device)
+    word_BP = mix(key_B[:, None] + place_P * _signed(GAMMA))
+    return (_shift(word_BP, 40).to(image.dtype) + 0.5).mul_(2.0**-24).view(image.shape)
+
+
 def permutation(seed: int, epoch: int, count: int, stream: str = "order") -> Tensor:
     """A random order of ``0 .. count - 1``, ``[count]`` int64: the positions sorted by their random bits.
 

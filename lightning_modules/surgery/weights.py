@@ -53,9 +53,9 @@ def computed_once(*networks: nn.Module) -> Iterator[Callable[[], None]]:
     """Every weight function inside is computed once, with its graph and all together, before the first read.
 
     Yields a function to be called when the graph was used up by a backward, or parameters have moved: then the weights
-    are computed again. Costs nothing in networks without such weights.
+    are computed again. Costs nothing in networks without such weights, and in those that an outer one has computed.
     """
-    modules = [module for network in networks for module in _modules(network)]
+    modules = [module for network in networks for module in _modules(network) if id(module) not in _COMPUTED]
     if not modules:
         yield _nothing
         return
