@@ -87,6 +87,7 @@ class Evaluator(RangeChecked):
         compares: whose classes those of the data must be: ``network`` for the ones it was trained on; ``none`` for
             whatever they are.
         selects: metrics by which a validation selects, the first one first; a minus sign where lower is better.
+        measures: all metrics of a validation; empty where that is not known beforehand.
     """
 
     reads: ClassVar[Literal["labelled", "unlabelled"]] = "labelled"
@@ -95,6 +96,7 @@ class Evaluator(RangeChecked):
     reads_embedding: ClassVar[bool] = False
     compares: ClassVar[Literal["network", "none"]] = "network"
     selects: ClassVar[tuple[str, ...]] = ()
+    measures: ClassVar[tuple[str, ...]] = ()
 
     def begin(self, network: Network, data: EvaluationData) -> Measurement:
         """A measurement of ``network`` on ``data``, whose batches are added one after another."""

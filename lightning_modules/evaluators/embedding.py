@@ -27,6 +27,7 @@ class EmbeddingEvaluator(Evaluator):
     needs_matches = True
     reads_embedding = True
     selects = ("map@r", "recall@1")
+    measures = ("recall@1", "r_precision", "map@r", "uniformity", "tolerance")
 
     def begin(self, network: Network, data: EvaluationData) -> Measurement:
         return _Rows(data.is_query)

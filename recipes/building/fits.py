@@ -71,6 +71,10 @@ def _of_pairs(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator]) 
         )
     if data.absent:
         return
+    if task.validation.chosen and not len(data.val_index):
+        yield (
+            "select has no effect without validation images; hold some out with data.val_fraction, or set select=null"
+        )
     pairs = any(evaluator.needs_matches for evaluator in task.validation.evaluators.values())
     if pairs and len(data.val_index) and not _match(data, "val", data.val_index, data.val_is_query):
         yield (
