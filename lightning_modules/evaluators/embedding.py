@@ -25,7 +25,6 @@ class EmbeddingEvaluator(Evaluator):
 
     compares = "none"
     needs_matches = True
-    reads_embedding = True
     selects = ("map@r", "recall@1")
     measures = ("recall@1", "r_precision", "map@r", "uniformity", "tolerance")
 

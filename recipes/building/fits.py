@@ -45,11 +45,6 @@ def _of_heads(task: Task, evaluators: Mapping[str, Evaluator]) -> Iterator[str]:
                 f"{name} reads class scores, and head {type(head).__name__} gives none; take head=linear, or "
                 "task=metric_learning and evaluator=[retrieval]"
             )
-        elif evaluator.reads_embedding and "embedding" not in head.gives:
-            yield (
-                f"{name} reads an embedding, and head {type(head).__name__} gives none; take head=embedding, or "
-                "task=classification"
-            )
 
 
 def _of_classes(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator]) -> Iterator[str]:
