@@ -15,12 +15,12 @@ def raised_here(error: BaseException) -> bool:
     """Whether a ``raise`` of this library made an error, or the error's class is of this library.
 
     Such an error says what came, what is allowed and what to do. One that Python or another library raised, even
-    below our own code, was written for programmers, and so was an ``assert``.
+    below our own code, was written for programmers, and so was an ``assert`` and a text of one word.
     """
     if type(error).__module__.partition(".")[0] in ROOMS:
         return True
     trace = innermost(error)
-    if trace is None or isinstance(error, AssertionError):
+    if trace is None or isinstance(error, AssertionError) or " " not in str(error):
         return False
     code = trace.tb_frame.f_code
     return is_ours(code.co_filename) and code.co_code[trace.tb_lasti] == _RAISE

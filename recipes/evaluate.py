@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.configuration.boundary import refusing
+from recipes.configuration.boundary import first_line, refusing
 from recipes.configuration.compose import compose_config
 from recipes.configuration.plain import value_problems
 from recipes.configuration.problems import ConfigError
@@ -189,9 +189,14 @@ def device_of(name: str) -> Any:
     import torch
 
     try:
-        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     except RuntimeError as error:
         raise ConfigError([f"device={name} is not a device; choose auto, cpu, cuda or cuda:NUMBER"]) from error
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # no driver, no such number, another build
+        raise ConfigError([f"device={name} cannot be had here ({first_line(error)}); choose device=auto"]) from error
+    return device
 
 
 def new_folder(folder: Path) -> Path:

@@ -83,18 +83,18 @@ class Evaluator(RangeChecked):
         reads: ``labelled`` for the test set of the data module; ``unlabelled`` for any folder of images.
         needs_matches: whether a set in which no image has another of its class cannot be evaluated.
         reads_logits: whether the head must give class scores.
-        reads_embedding: whether the head must give an embedding.
         compares: whose classes those of the data must be: ``network`` for the ones it was trained on; ``none`` for
             whatever they are.
         selects: metrics by which a validation selects, the first one first; a minus sign where lower is better.
+        measures: all metrics of a validation; empty where that is not known beforehand.
     """
 
     reads: ClassVar[Literal["labelled", "unlabelled"]] = "labelled"
     needs_matches: bool = False
     reads_logits: ClassVar[bool] = False
-    reads_embedding: ClassVar[bool] = False
     compares: ClassVar[Literal["network", "none"]] = "network"
     selects: ClassVar[tuple[str, ...]] = ()
+    measures: ClassVar[tuple[str, ...]] = ()
 
     def begin(self, network: Network, data: EvaluationData) -> Measurement:
         """A measurement of ``network`` on ``data``, whose batches are added one after another."""

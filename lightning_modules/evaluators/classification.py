@@ -33,6 +33,7 @@ class ClassificationEvaluator(Evaluator):
 
     reads_logits = True
     selects = ("accuracy", "-loss")
+    measures = ("accuracy", "loss")
 
     def __init__(self, *, num_mistakes: Annotated[int, "x >= 0"] = 24) -> None:
         self.num_mistakes = num_mistakes

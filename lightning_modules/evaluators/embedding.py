@@ -25,8 +25,8 @@ class EmbeddingEvaluator(Evaluator):
 
     compares = "none"
     needs_matches = True
-    reads_embedding = True
     selects = ("map@r", "recall@1")
+    measures = ("recall@1", "r_precision", "map@r", "uniformity", "tolerance")
 
     def begin(self, network: Network, data: EvaluationData) -> Measurement:
         return _Rows(data.is_query)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_modules.network import Network
+from lightning_modules.whole_file import whole_file
 
 #: Embeddings ``[N, D]``, labels ``[N]`` and indices ``[N]`` of a part, on the host; never changed in place.
 Rows = tuple[Tensor, Tensor, Tensor]
@@ -113,6 +113,8 @@ def _read(path: Path, key: str) -> Rows | None:
     if not path.exists():
         return None
     try:
+        if not path.is_file():  # a pipe would never end
+            raise ValueError("it is no file")
         with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
             stated = file.metadata() or {}
             if stated.get("key") != key:
@@ -128,17 +130,10 @@ def _read(path: Path, key: str) -> Rows | None:
 
 def _write(path: Path, key: str, rows: Rows) -> None:
     """Whole or not at all, and as readable as its folder."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         stated = {"key": key, "sha256": _checksum(key, rows)}
-        save_file(dict(zip(NAMES, (value.contiguous() for value in rows), strict=True)), part, stated)
-        part.chmod(path.parent.stat().st_mode & 0o666)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with whole_file(path) as part:
+            save_file(dict(zip(NAMES, (value.contiguous() for value in rows), strict=True)), part, stated)
     except (OSError, SafetensorError) as error:
         warnings.warn(f"the embeddings are not kept in {path.parent}: {error}", stacklevel=2)
-    finally:
-        if part.exists():
-            part.unlink()

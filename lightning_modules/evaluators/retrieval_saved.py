@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -25,7 +27,10 @@ from lightning_modules.retrieval.index import build, save_index
 from lightning_modules.retrieval.inputs import exact_products
 from lightning_modules.retrieval.scores import Array, Metric, Scores
 from lightning_modules.retrieval.search import Neighbours
+from lightning_modules.whole_file import whole_file
 
+#: What reading files that were cut or changed raises, besides an error of this module.
+DAMAGED = (ValueError, KeyError, TypeError, IndexError, OSError, EOFError, RecursionError, BadZipFile, zlib.error)
 AGAIN = "save it with evaluator=[retrieval] evaluator.retrieval.save=true"
 
 
@@ -58,8 +63,10 @@ def save_vectors(
     folder: Path, embeddings: torch.Tensor, labels: torch.Tensor, index: torch.Tensor, found: Neighbours
 ) -> None:
     """Write embeddings.npz and neighbours.npz."""
-    np.savez(folder / "embeddings.npz", embeddings=embeddings.numpy(), labels=labels.numpy(), index=index.numpy())
-    np.savez(folder / "neighbours.npz", queries=found.queries, ids=found.ids, scores=found.scores)
+    with whole_file(folder / "embeddings.npz") as path:
+        np.savez(path, embeddings=embeddings.numpy(), labels=labels.numpy(), index=index.numpy())
+    with whole_file(folder / "neighbours.npz") as path:
+        np.savez(path, queries=found.queries, ids=found.ids, scores=found.scores)
 
 
 def save_gallery(
@@ -84,11 +91,12 @@ def save_gallery(
     """
     assert data.output is not None
     embeddings, names, index = vectors
-    with exact_products():
-        save_index(data.output / "index.faiss", build(Scores(embeddings, rows, rows, metric), kind, options))
+    with exact_products(), whole_file(data.output / "index.faiss") as path:
+        save_index(path, build(Scores(embeddings, rows, rows, metric), kind, options))
     own = index[rows].tolist()
     if data.paths is None and data.picture is not None:
-        np.save(data.output / "pictures.npy", np.stack([data.picture(one) for one in own]), allow_pickle=False)
+        with whole_file(data.output / "pictures.npy") as path:
+            np.save(path, np.stack([data.picture(one) for one in own]), allow_pickle=False)
     origin = {"checkpoint": None, "preprocessing": {}} | (data.origin or {})
     facts = {
         "metric": metric,
@@ -99,7 +107,8 @@ def save_gallery(
         "classes": names[rows].tolist(),
         "paths": None if data.paths is None else [_seen_from(data.output, data.paths[one]) for one in own],
     }
-    (data.output / "gallery.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    with whole_file(data.output / "gallery.json") as path:
+        path.write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
 def _seen_from(folder: Path, path: str) -> str:
@@ -126,7 +135,7 @@ def load_gallery(folder: Path) -> SavedGallery:
         gallery = SavedGallery(embeddings=torch.from_numpy(embeddings), pictures=pictures, **kept)
         _check(gallery)
         gallery = _opened(gallery, folder)
-    except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
+    except DAMAGED as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"the gallery in {folder.absolute()} cannot be read ({reason}); {AGAIN}") from error
     return gallery
@@ -153,6 +162,8 @@ def _pictures(path: Path) -> Array | None:
 
 def _check(gallery: SavedGallery) -> None:
     total = len(gallery.embeddings)
+    if gallery.embeddings.ndim != 2 or not gallery.embeddings.is_floating_point():
+        raise ValueError(f"embeddings of type {gallery.embeddings.dtype} and shape {list(gallery.embeddings.shape)}")
     if gallery.metric not in ("cosine", "l2"):
         raise ValueError(f"metric={gallery.metric!r} is neither cosine nor l2")
     for name, values in (("classes", gallery.classes), ("paths", gallery.paths)):

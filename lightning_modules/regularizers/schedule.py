@@ -31,6 +31,7 @@ class EpochWindow:
                 f"end_epoch={self.end} its first epoch would be {self.first} (0-based) and its last one {self.last}; "
                 f"raise trainer.max_epochs above {self.first}, or lower start_epoch"
                 + (" and lag" if earliest > start + 1 else "")
+                + (f"; start_epoch={self.start} is that share of the run" if isinstance(self.start, float) else "")
             )
 
     def __contains__(self, epoch: int) -> bool:

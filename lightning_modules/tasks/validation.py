@@ -21,14 +21,16 @@ class Validation:
             ``NAME/METRIC``, with a minus sign where lower is better. None for what the first evaluator selects by.
 
     Attributes:
+        chosen: whether ``select`` was given.
         selecting: {column of a row: 1 where higher is better, -1 where lower is}, the one that decides first.
 
     Raises:
-        ValueError: a metric of an evaluator that does not validate, or one metric given twice.
+        ValueError: a metric of an evaluator that does not validate or does not measure it, or one metric given twice.
     """
 
     def __init__(self, evaluators: Mapping[str, Evaluator], select: Sequence[str] | None = None) -> None:
         self.evaluators = dict(evaluators)
+        self.chosen = select is not None
         self.selecting = _columns(self.evaluators, select)
         self._under_way: dict[str, Measurement] = {}
 
@@ -83,6 +85,9 @@ def _columns(evaluators: Mapping[str, Evaluator], select: Sequence[str] | None) 
                 f"select={text}: no evaluator {name} validates; there are {', '.join(evaluators) or 'none'}: "
                 f"add it with validation=[..., {name}]"
             )
+        measures = evaluators[name or first].measures if first else ()
+        if measures and metric not in measures:
+            raise ValueError(f"select={text}: {name or first} measures {', '.join(measures)}, and no {metric!r}")
         column = f"val/{metric}" if name in ("", first) else f"val/{name}/{metric}"
         if column in found:
             raise ValueError(f"select names {column} twice; it decides once")

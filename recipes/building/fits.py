@@ -45,11 +45,6 @@ def _of_heads(task: Task, evaluators: Mapping[str, Evaluator]) -> Iterator[str]:
                 f"{name} reads class scores, and head {type(head).__name__} gives none; take head=linear, or "
                 "task=metric_learning and evaluator=[retrieval]"
             )
-        elif evaluator.reads_embedding and "embedding" not in head.gives:
-            yield (
-                f"{name} reads an embedding, and head {type(head).__name__} gives none; take head=embedding, or "
-                "task=classification"
-            )
 
 
 def _of_classes(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator]) -> Iterator[str]:
@@ -71,6 +66,10 @@ def _of_pairs(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator]) 
         )
     if data.absent:
         return
+    if task.validation.chosen and not len(data.val_index):
+        yield (
+            "select has no effect without validation images; hold some out with data.val_fraction, or set select=null"
+        )
     pairs = any(evaluator.needs_matches for evaluator in task.validation.evaluators.values())
     if pairs and len(data.val_index) and not _match(data, "val", data.val_index, data.val_is_query):
         yield (

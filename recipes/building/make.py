@@ -142,6 +142,6 @@ def _imported(target: str, path: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except Exception as error:
-        if not is_allowed(target):
+        if not (is_allowed(target) or isinstance(error, ImportError)):
             raise
         raise ConfigError([f"{path}: importing {module} failed: {type(error).__name__}: {error}"]) from error

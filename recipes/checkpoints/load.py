@@ -62,6 +62,9 @@ def load_checkpoint(path: str | Path, form: Form | None = None) -> dict[str, Any
 
 def _load_file(path: Path, form: Form | None) -> dict[str, Any]:
     if not path.is_file():
+        if stages := sorted(found.parent for found in path.glob("*/checkpoints") if found.is_dir()):
+            named = ", ".join(map(str, stages))
+            raise FileNotFoundError(f"{path} is a run of stages, each with its own network; give one of them: {named}")
         raise FileNotFoundError(
             f"there is no checkpoint {path}; give a file such as runs/RECIPE/NAME/checkpoints/best.ckpt, or a run's "
             "directory"

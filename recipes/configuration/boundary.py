@@ -7,7 +7,8 @@ of a configuration                             2          every problem that was
 that carries an ``exit_code``                  that one   its own
 raised by this library, or by the system       2          its own; the system's answer, with what helps
 the same, once the run has begun               1          and the run directory
-anything else                                  1          ``internal error``: the kind, the text and the place
+anything else                                  1          ``internal error``: the kind, the text and the place;
+                                                          of code that is none of this library, ``error``
 =============================================  =========  ==================================================
 
 The traceback is shown with ``--traceback``, or with RECIPES_TRACEBACK=1 in the environment; what ends a run is in its
@@ -19,18 +20,20 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kernels.raise_site import innermost, is_ours, raised_here
+from kernels.raise_site import is_ours, raised_here
 from recipes.configuration.problems import ConfigError
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 VARIABLE = "RECIPES_TRACEBACK"
 TRACEBACK_FILE = "traceback.txt"
 _NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "ALLOC_FAILED", "bad_alloc", "bad allocation")
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")} | {"<"})
 _MOST = 1000  # characters of a message that another library wrote
 #: What helps against an answer of the system; those with an entry are recognized in torch's texts too.
 _HELP = {
@@ -96,7 +99,7 @@ def report(error: BaseException) -> str:
     if isinstance(error, ConfigError):
         text = _listing(error.problems)
     elif text is None:
-        text = f"internal error: {_kind_and_place(error)}. {_whole(directory)}"
+        text = _internal(error, directory)
     elif exit_code(error) in (FAILED, REFUSED):
         text = f"error: {text}"
     else:  # a run that was asked to stop says itself where it goes on
@@ -157,18 +160,19 @@ def _short(name: str) -> str:
     return name if len(name) <= 300 else f"{name[:300]}... ({len(name)} characters)"
 
 
-def _kind_and_place(error: BaseException) -> str:
-    trace = innermost(error)
+def _internal(error: BaseException, directory: Path | None) -> str:
+    """Its kind, text and place: in code of the user's own where that is the last but for libraries, else in ours."""
     frames = traceback.extract_tb(error.__traceback__)
-    frame = next((one for one in reversed(frames) if is_ours(one.filename)), frames[-1] if trace else None)
+    written = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    frame = (written or frames)[-1] if frames else None
     place = f" ({'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno})" if frame else ""
-    return f"{type(error).__name__}: {first_line(error)}{place}"
-
-
-def _whole(directory: Path | None) -> str:
+    text = f"{type(error).__name__}: {first_line(error)}{place}"
     file = None if directory is None else directory / TRACEBACK_FILE
     kept = f"is in {file}" if file is not None and file.is_file() else "is shown with --traceback"
-    return f"This is unexpected, and a fault of the program: please report it. The whole traceback {kept}"
+    if written and not is_ours(written[-1].filename):
+        return f"error: {text}. The code that raised it is none of this library. The whole traceback {kept}"
+    whole = f"The whole traceback {kept}"
+    return f"internal error: {text}. This is unexpected, and a fault of the program: please report it. {whole}"
 
 
 def _listing(problems: list[str]) -> str:

@@ -81,13 +81,31 @@ def _declared(path: Path) -> Group:
     except (OSError, TypeError, ValueError) as error:
         names = ", ".join(field.name for field in fields(Group))
         raise ValueError(f"{path} declares no group: {error}; its keys are {names}, and kind must be given") from error
-    texts = [declared.kind, *(declared.default if isinstance(declared.default, list) else [declared.default or ""])]
+    if not path.stem.isidentifier() or path.stem in _root_keys():
+        raise ValueError(
+            f"{path} declares no group: {path.stem!r} is a key of every run, or no name; take letters, digits and _"
+        )
+    chosen = declared.default if isinstance(declared.default, list) else [declared.default or ""]
+    texts = [declared.kind, declared.place or "", *chosen]
     if not all(isinstance(text, str) for text in texts) or "." not in declared.kind:
         raise ValueError(
-            f"{path} declares no group: kind={declared.kind!r} must be the dotted path of a class, and "
-            f"default={declared.default!r} the name of a part, null, or a list of names"
+            f"{path} declares no group: kind={declared.kind!r} must be the dotted path of a class, "
+            f"default={declared.default!r} the name of a part, null, or a list of names, and place={declared.place!r} "
+            "text or null"
         )
     return declared
+
+
+def _root_keys() -> set[str]:
+    """Words that mean something already: keys of a run, and of the programs that read one."""
+    return {"resume", "self_check"}.union(
+        *(_keys_of(CONFIGS / f"{root}.yaml") for root in ("train", "evaluate", "query", "export"))
+    )
+
+
+@cache
+def _keys_of(path: Path) -> frozenset[str]:
+    return frozenset(read_yaml(path.read_text(encoding="utf-8")) or {})
 
 
 def options(group: str) -> list[str]:

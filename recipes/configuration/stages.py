@@ -90,7 +90,7 @@ def config_problems(config: Config) -> list[str]:
     problems = name_problems(list(stages))
     problems += problems_of({key: value for key, value in config.items() if key != KEY}, STAGES_TARGET)
     found = {name: part_name_problems(stage) + problems_of(stage, ROOT_TARGET) for name, stage in stages.items()}
-    return problems + merged(found, len(stages))
+    return list(dict.fromkeys(problems + merged(found, len(stages))))
 
 
 def merged(found: dict[str, list[str]], count: int) -> list[str]:

@@ -199,6 +199,7 @@ def test_words_that_cannot_work(trained, tmp_path, folder, capsys):
         ("data.limit_test=many",): "data.limit_test='many' has the wrong type; allowed: int | None",
         ("evaluator=predic",): "evaluator=predic is not known; did you mean predict?",
         ("device=gpu7",): "device=gpu7 is not a device; choose auto, cpu",
+        ("device=cuda:99",): "device=cuda:99 cannot be had here",
     }.items():
         assert message in refused([checkpoint, *words], capsys), words
     assert "give either checkpoint=PATH or backbone=NAME" in refused([], capsys)

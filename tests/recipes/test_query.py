@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -168,6 +169,56 @@ def test_a_gallery_of_another_form_is_refused(index, photos, facts, message, cap
     assert evaluate([f"query={photos}", f"index={index}"]) == 2
     assert __import__("re").search(message, capsys.readouterr().err)
     assert not (index / "queries").exists()
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+
+
+def embeddings_of(shape):
+    def write(index):
+        stored = dict(np.load(index / "embeddings.npz"))
+        stored["embeddings"] = np.resize(stored["embeddings"], (len(stored["labels"]), *shape))
+        np.savez(index / "embeddings.npz", **stored)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda index: (index / "embeddings.npz").write_bytes((index / "embeddings.npz").read_bytes()[:500]),
+        lambda index: (index / "embeddings.npz").write_bytes(b""),
+        lambda index: flip(index / "embeddings.npz"),
+        lambda index: (index / "pictures.npy").write_bytes(b""),
+        lambda index: (index / "gallery.json").write_text("[" * 200_000),
+        embeddings_of(()),
+        embeddings_of((4, 4)),
+    ],
+    ids=["cut", "empty", "flipped", "no pictures", "deep", "1-d", "3-d"],
+)
+def test_a_damaged_gallery_is_refused_in_one_message(index, photos, damage, capsys):
+    damage(index)
+    assert evaluate([f"query={photos}", f"index={index}", "device=cpu"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the gallery in") and "internal" not in error and len(error.splitlines()) == 1
+    assert not (index / "queries").exists()
+
+
+def test_a_full_disk_leaves_no_half_written_gallery(run, tmp_path, monkeypatch, capsys):
+    """Every file is written beside its name and moved, so that what is there is whole."""
+
+    def cut(built, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("could not write: No space left on device")
+
+    monkeypatch.setattr(faiss, "write_index", cut)
+    words = [f"checkpoint={run}", *SAVE, f"output={tmp_path / 'full'}", "device=cpu"]
+    assert evaluate(words) != 0 and "No space left on device" in capsys.readouterr().err
+    names = {path.name for path in (tmp_path / "full").rglob("*") if path.is_file()}
+    assert "index.faiss" not in names and not any(".part." in name for name in names)
 
 
 def test_what_is_not_there_is_named(index, photos, tmp_path, capsys):

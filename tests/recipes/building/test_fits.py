@@ -19,10 +19,6 @@ PLAIN = ["recipe=grocery_baseline", *CONV]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            [*PLAIN, "task=metric_learning"],
-            "validation embedding reads an embedding, and head Linear gives none; take head=e",
-        ),
         ([*METRIC, "task=classification"], "validation classification reads class scores, and head Embedding gives"),
         (
             [*METRIC, "evaluator=[retrieval,classification]"],
@@ -132,3 +128,12 @@ def test_approximate_indices_work_as_they_come(checkpoint, index, tmp_path, caps
 def test_evaluating_needs_no_batch_of_training(checkpoint, tmp_path):
     words = [f"checkpoint={checkpoint}", "evaluator=[retrieval]", f"output={tmp_path / 'out'}", "device=cpu"]
     assert evaluate([*words, "data.batch_size=100000"]) == 0
+
+
+def test_a_classifier_is_validated_and_selected_by_retrieval_of_its_features(tmp_path):
+    """The README's words; the columns are those of two evaluators."""
+    words = ["validation=[classification,embedding]", "select=[embedding/map@r]"]
+    run = recipes.build(overrides=[*PLAIN, *words, "data.batch_size=40", f"output={tmp_path}", "callback=[]"])
+    found = run.run()["val"]
+    assert set(found) >= {"accuracy", "loss", "embedding/map@r", "embedding/recall@1"}
+    assert run.task.validation.selecting == {"val/embedding/map@r": 1.0}

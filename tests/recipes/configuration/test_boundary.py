@@ -17,6 +17,7 @@ from kernels.raise_site import raised_here
 from recipes.cli import evaluate, train
 from recipes.configuration.boundary import VARIABLE, begun, contain, exit_code, explanation, refusing, report
 from recipes.configuration.problems import ConfigError
+from recipes.configuration.signature import ROOT
 from recipes.processes.stop import Stopped, seconds
 from recipes.running.directory import is_finished, read_status
 
@@ -69,7 +70,7 @@ def test_only_our_own_raise_statements_explain_themselves():
             2,
             "error: Error while serializing: I/O error: No space left on device .*; free some space, or choose.*",
         ),
-        (SafetensorError("other"), 1, "internal error: SafetensorError: other.*"),
+        (SafetensorError("other"), 1, "error: SafetensorError: other.*none of this library.*"),
         (RuntimeError("can't start new thread"), 2, "error: can't start new thread; there may be no more processes.*"),
         (
             RuntimeError("unable to mmap: Too many open files (24)"),
@@ -82,8 +83,12 @@ def test_only_our_own_raise_statements_explain_themselves():
             2,
             "error: out of memory: take a smaller net.*",
         ),
-        (KeyError("position"), 1, "internal error: KeyError: 'position' .*unexpected.* is shown with --traceback"),
-        (AssertionError(), 1, "internal error: AssertionError: AssertionError.*"),
+        (
+            KeyError("position"),
+            1,
+            r"error: KeyError: 'position' ..*test_boundary.py:\d+..*none of this.* with --traceback",
+        ),
+        (AssertionError(), 1, "error: AssertionError: AssertionError .*none of this library.*"),
         (KeyboardInterrupt(), 130, "stopped by SIGINT; nothing was being trained"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
@@ -93,6 +98,17 @@ def test_one_message_and_an_exit_code(capsys, error, code, message):
     captured = capsys.readouterr()
     assert captured.out == "" and re.fullmatch(message, captured.err.rstrip("\n"), re.DOTALL), captured.err
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("error", [KeyError("position"), AssertionError("x y"), ValueError("position")])
+def test_what_does_not_explain_itself_in_our_code_is_an_internal_error(capsys, error):
+    names = {"error": error}
+    exec(compile("def program():\n    raise error", str(ROOT / "recipes" / "place.py"), "exec"), names)  # noqa: S102
+    assert contain(names["program"]) == 1
+    said = capsys.readouterr().err
+    assert re.match(
+        rf"internal error: {type(error).__name__}: .* .recipes/place.py:2.. This is unexpected, and a", said
+    )
 
 
 def test_once_a_run_has_begun_the_code_is_1_and_the_directory_is_named(tmp_path):
@@ -253,7 +269,7 @@ def test_an_evaluator_that_fails_costs_no_result_of_training(tmp_path, capsys, m
         assert train(words) == 1
     directory = tmp_path / "grocery_baseline" / "a"
     error = capsys.readouterr().err
-    assert "internal error: IndexError: k out of range" in error and f"is in {directory / 'traceback.txt'}" in error
+    assert "error: IndexError: k out of range" in error and f"is in {directory / 'traceback.txt'}" in error
     results = json.loads((directory / "results.json").read_text())
     assert results["evaluation_failed"] == {"utilization": "IndexError: k out of range"}
     assert results["test"]["images"] == 8 and results["epochs"] == 1 and read_status(directory)["state"] == "failed"

@@ -189,12 +189,20 @@ def test_a_kind_that_takes_part_in_nothing(package, configs, tmp_path):
         ("kind: a.B\ndefault: 3", "default=3 the name of a part, null, or a list of names"),
         ("kind: a.B\ndefault: [1]", r"default=\[1\] the name of a part"),
         ("kind: [", "purification.yaml declares no group"),
+        ("kind: a.B\nplace: 7", "place=7 text or null"),
     ],
 )
 def test_declarations_that_cannot_be_read(configs, text, message):
     (configs / "group" / "purification.yaml").write_text(text)
     with pytest.raises(ValueError, match=f"(?s){message}"):
         group_of("purification")
+
+
+@pytest.mark.parametrize("name", ["seed", "init", "stages", "resume", "query", "a.b", "a b", "2nd"])
+def test_names_that_mean_something_else(configs, name):
+    declare(configs, name, {"kind": "lightning_modules.part.Part"})
+    with pytest.raises(ValueError, match=f"{name}' is a key of every run, or no name; take letters, digits and _"):
+        group_of(name)
 
 
 def test_a_kind_that_does_not_exist(configs):

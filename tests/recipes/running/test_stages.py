@@ -254,3 +254,13 @@ def test_every_stage_can_be_checked(monkeypatch, capsys):
     monkeypatch.setattr(self_check, "run_child", run_here)
     assert self_check.self_check([f"recipe={RECIPE}", *but(WORDS, "trainer.max_epochs=3")]) == 0
     assert capsys.readouterr().out.count("equal bit for bit") == 3
+
+
+def test_a_run_of_stages_is_no_reference_and_says_which_are(whole, capsys):
+    from recipes.cli import evaluate
+
+    assert evaluate([f"checkpoint={whole}"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "is a run of stages, each with its own network; give one of them: " in error and f"{whole / 'probe'}" in error
+    )
