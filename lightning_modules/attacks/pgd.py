@@ -45,7 +45,7 @@ class PGD(BallAttack):
         start: Literal["uniform", "normal", "none"] = "uniform",
         restarts: Annotated[int, "x >= 1"] = 1,
         targeted: bool = False,
-        objective: Literal["ce", "kl"] = "ce",
+        objective: Literal["ce", "kl", "margin_shift"] = "ce",
         norms: Literal["eval", "train"] = "eval",
         bf16: bool = False,
     ) -> None:
@@ -54,8 +54,10 @@ class PGD(BallAttack):
         self.restarts, self.targeted = restarts, targeted
         if restarts > 1 and start == "none":
             raise ValueError(f"restarts={restarts} without a random start are all the same; set start=uniform")
-        if targeted and objective == "kl":
-            raise ValueError("targeted=true goes towards a class, which objective=kl does not know; set objective=ce")
+        if targeted and objective != "ce":
+            raise ValueError(
+                f"targeted=true goes towards a class, which objective={objective} does not know; set objective=ce"
+            )
 
     def search(self, victim: Victim, image: Tensor, label: Tensor, draw: Draw) -> Found:
         raised = self._towards(label) if self.targeted else self.raised(victim, image, label)
