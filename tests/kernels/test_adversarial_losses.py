@@ -210,9 +210,7 @@ def test_no_sample_at_all():
 def test_refusals():
     z, y = torch.zeros(2, 3), torch.tensor([0, 1])
     for call in (lambda: trades_kl(z, z[:1]), lambda: mart_terms(z, torch.zeros(2, 4), y)):
-        with pytest.raises(
-            ValueError, match=r"logits must have one shape \[B, C\], got \[2, 3\] and "
-        ):
+        with pytest.raises(ValueError, match=r"logits must have one shape \[B, C\], got \[2, 3\] and "):
             call()
     soft = torch.full((2, 3), 1 / 3)
     for call in (mart_terms, dlr_targeted):
