@@ -151,7 +151,7 @@ class Loss(Part):
     can be mixed has their ``pair_form`` (see ``kernels.pair_form``).
     """
 
-    views = (MAIN,)
+    views: tuple[str, ...] = (MAIN,)
     prediction: str = MAIN
     per_sample: ClassVar[bool] = True
     gathers: ClassVar[bool] = False

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from kernels.batch import Batch, Step
+from kernels.comp_sum import margin_shift
 from kernels.counter_rng import fold, uniform_like
 from kernels.perturbation import Norm, as_fraction
 from lightning_modules.attacks.victim import Objective, Victim, attacked
@@ -75,7 +76,7 @@ class BallAttack(Attack):
         eps: radius of the ball, a number or a fraction such as 8/255; pixels are in [0, 1].
         norm: ``linf`` or ``l2``.
         objective: what is raised: ``ce`` the cross-entropy of the label, ``kl`` the divergence from the prediction of
-            the clean image (TRADES).
+            the clean image (TRADES), ``margin_shift`` by how much the margins of the label move (comp-sum).
         norms: ``eval`` attacks the network as it predicts, ``train`` with batch statistics (see ``attacked``).
         bf16: forwards of the attack in bfloat16.
     """
@@ -87,7 +88,7 @@ class BallAttack(Attack):
         *,
         eps: Annotated[float, "x >= 0"] | str = "8/255",
         norm: Norm = "linf",
-        objective: Literal["ce", "kl"] = "ce",
+        objective: Literal["ce", "kl", "margin_shift"] = "ce",
         norms: Literal["eval", "train"] = "eval",
         bf16: bool = False,
     ) -> None:
@@ -117,6 +118,9 @@ class BallAttack(Attack):
         if self.objective == "kl":
             clean = log_softmax(victim.logits(image), 1)
             return lambda logits: kl_div(log_softmax(logits, 1), clean, reduction="none", log_target=True).sum(1)
+        if self.objective == "margin_shift":
+            unmoved = victim.logits(image)
+            return lambda logits: margin_shift(unmoved, logits, label)
         return lambda logits: cross_entropy(logits, label, reduction="none")
 
 

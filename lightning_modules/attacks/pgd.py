@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kernels.perturbation import Norm, as_fraction, box, norm_of, project_l2
+from kernels.perturbation import as_fraction, box, norm_of, project_l2
 from lightning_modules.attacks.base import BallAttack, Draw, Found, hard
 from lightning_modules.attacks.victim import Objective, Victim
 
@@ -39,13 +39,13 @@ class PGD(BallAttack):
         self,
         *,
         eps: Annotated[float, "x >= 0"] | str = "8/255",
-        norm: Norm = "linf",
+        norm: Literal["linf", "l2"] = "linf",
         steps: Annotated[int, "x >= 0"] = 10,
         step_size: Annotated[float, "x >= 0"] | str = "2/255",
         start: Literal["uniform", "normal", "none"] = "uniform",
         restarts: Annotated[int, "x >= 1"] = 1,
         targeted: bool = False,
-        objective: Literal["ce", "kl"] = "ce",
+        objective: Literal["ce", "kl", "margin_shift"] = "ce",
         norms: Literal["eval", "train"] = "eval",
         bf16: bool = False,
     ) -> None:
@@ -54,8 +54,10 @@ class PGD(BallAttack):
         self.restarts, self.targeted = restarts, targeted
         if restarts > 1 and start == "none":
             raise ValueError(f"restarts={restarts} without a random start are all the same; set start=uniform")
-        if targeted and objective == "kl":
-            raise ValueError("targeted=true goes towards a class, which objective=kl does not know; set objective=ce")
+        if targeted and objective != "ce":
+            raise ValueError(
+                f"targeted=true goes towards a class, which objective={objective} does not know; set objective=ce"
+            )
 
     def search(self, victim: Victim, image: Tensor, label: Tensor, draw: Draw) -> Found:
         raised = self._towards(label) if self.targeted else self.raised(victim, image, label)
