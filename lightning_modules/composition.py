@@ -8,12 +8,13 @@ from lightning_modules.part import MAIN, Attack, Loss, Mixing, Part, Reweighting
 from lightning_modules.reweightings.uniform import Uniform
 
 #: What a part can ask for. ``index`` is in every batch.
-NEEDS = frozenset({"attack", "hard_labels", "logits", "embedding", "index", "pair_form"})
+NEEDS = frozenset({"attack", "hard_labels", "logits", "embedding", "index", "pair_form", "survived_steps"})
 _HOW = {
     "logits": "choose a head that gives them, such as head=linear",
     "embedding": "choose a head that gives one, such as head=embedding",
     "pair_form": "choose a loss on pairs that can be mixed (loss=multi_similarity, contrastive, proxy_anchor, ...)",
     "attack": "add one with attack=NAME",
+    "survived_steps": "choose an attack that counts the steps which each sample withstands, such as attack=pgd",
     "hard_labels": "a class for each sample, and mixing makes soft labels; remove it with ~mixing",
 }
 
@@ -78,6 +79,8 @@ def _missing(need: str, named: Sequence[tuple[str, Part]], effects: set[str]) ->
     match need:
         case "attack":
             return not _has(named, Attack)
+        case "survived_steps":
+            return not any(need in part.gives for _, part in named if isinstance(part, Attack))
         case "hard_labels":
             return "mixes_labels" in effects
         case "pair_form":

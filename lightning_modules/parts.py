@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -109,6 +110,7 @@ class Parts(nn.Module):
 
     def setup(self, context: Context) -> None:
         """Let every part allocate its state."""
+        context = replace(context, attack_steps=getattr(self.attack, "steps", None))
         for _, part in self.named():
             part.setup(context)
 

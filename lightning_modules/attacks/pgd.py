@@ -35,6 +35,8 @@ class PGD(BallAttack):
         objective, norms, bf16: as for ``BallAttack``.
     """
 
+    gives = frozenset({"survived_steps"})
+
     def __init__(
         self,
         *,
