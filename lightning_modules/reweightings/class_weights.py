@@ -34,7 +34,9 @@ class ClassWeights(Reweighting):
 
     counts: ClassCounts
 
-    def __init__(self, *, scheme: Scheme = "effective", beta: Annotated[float, "0 <= x < 1"] = 0.999) -> None:
+    def __init__(
+        self, *, scheme: Literal["inverse", "effective"] = "effective", beta: Annotated[float, "0 <= x < 1"] = 0.999
+    ) -> None:
         super().__init__()
         self.scheme, self.beta = scheme, beta
 

@@ -38,7 +38,7 @@ class DynamicLoss(BatchWeights):
     def __init__(
         self,
         *,
-        strategy: Strategy = "linupper",
+        strategy: Literal["linupper", "upper", "quadratic", "extremes"] = "linupper",
         radius: Annotated[float, "x > 0"] = 1.0,
         warmup_updates: Annotated[int, "x >= 0"] = 1000,
         quantile: Annotated[float, "0 <= x < 0.5"] = 0.0,

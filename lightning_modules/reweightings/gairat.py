@@ -39,7 +39,7 @@ class GAIRAT(BatchWeights):
     def __init__(
         self,
         *,
-        function: Function = "tanh",
+        function: Literal["tanh", "sigmoid", "discrete"] = "tanh",
         lam: Annotated[float, "finite"] = -1.0,
         steps: Annotated[int, "x >= 1"] | None = None,
         start_epoch: Annotated[int, "x >= 0"] = 0,
