@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kernels.perturbation import Norm, as_fraction, box, norm_of, project_l2
+from kernels.perturbation import as_fraction, box, norm_of, project_l2
 from lightning_modules.attacks.base import BallAttack, Draw, Found, hard
 from lightning_modules.attacks.victim import Objective, Victim
 
@@ -39,7 +39,7 @@ class PGD(BallAttack):
         self,
         *,
         eps: Annotated[float, "x >= 0"] | str = "8/255",
-        norm: Norm = "linf",
+        norm: Literal["linf", "l2"] = "linf",
         steps: Annotated[int, "x >= 0"] = 10,
         step_size: Annotated[float, "x >= 0"] | str = "2/255",
         start: Literal["uniform", "normal", "none"] = "uniform",
