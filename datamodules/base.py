@@ -34,6 +34,10 @@ class ImageData(RangeChecked, NoisyLabels, lightning.LightningDataModule):
         val_fraction: share of the training set held out for validation (stratified); where the test classes are not
             those of training, share of the training classes, at least one unless it is 0.
         split_seed: of the validation split and the limits; apart from ``seed`` so that runs share a split.
+        imbalance: ``exponential`` or ``step`` keeps fewer training samples of the classes with higher labels (see
+            ``datamodules.order.imbalance``), before anything is held out; the test part stays as it is. None for the
+            set as it is.
+        imbalance_ratio: size of the largest class over that of the smallest; given with ``imbalance``.
         limit_train: train on so many samples only (stratified); their ``index`` stays that in the full set.
         limit_test: test on so many samples only (stratified).
         drop_last: leave out an incomplete last training batch.
@@ -78,6 +82,8 @@ class ImageData(RangeChecked, NoisyLabels, lightning.LightningDataModule):
         num_workers: Annotated[int, "0 <= x <= 1024"] = 0,
         val_fraction: Annotated[float, "0 <= x < 1"] = 0.1,
         split_seed: Annotated[int, "x >= 0"] = 0,
+        imbalance: Literal["exponential", "step"] | None = None,
+        imbalance_ratio: Annotated[float, "x >= 1"] | None = None,
         limit_train: Annotated[int, "x >= 1"] | None = None,
         limit_test: Annotated[int, "x >= 1"] | None = None,
         drop_last: bool = True,
@@ -95,6 +101,8 @@ class ImageData(RangeChecked, NoisyLabels, lightning.LightningDataModule):
         self.drop_last, self.worker_timeout_s = drop_last, worker_timeout_s
         self.samples_per_class, self.augmentations, self.select_on = samples_per_class, augmentations, select_on
         self.device = torch.device("cpu")
+        self.imbalance, self.imbalance_ratio = imbalance, imbalance_ratio
+        self.check_imbalance()
         self._ready = False
 
     def read(self) -> None:
@@ -211,6 +219,7 @@ class ImageData(RangeChecked, NoisyLabels, lightning.LightningDataModule):
             "counts": {name: len(index) for name, index in parts.items()},
             "sha256": {name: index_digest(index) for name, index in parts.items()},
             **({"classes": {name: len(self.classes_of(name)) for name in parts}} if self.by_classes else {}),
+            **({"imbalance": self.imbalance_record()} if self.imbalance is not None else {}),
             **({"noise": self.noise_record()} if self.noise is not None else {}),
         }
 

@@ -90,23 +90,28 @@ class LabelSets:
         self._stored_classes, self.stored_labels = self.classes, self.train_labels
         self._stored_val_classes = self.val_classes
 
+    def thinned(self, index: Tensor) -> Tensor:
+        """The positions among these that training and its validation part may use: all, but in an imbalanced set."""
+        return index
+
     def choose_validation(self) -> Tensor:
         """Set what validation reads; the positions that stay for training."""
         everything = torch.arange(len(self.train_labels))
         if self.select_on == "test_best":
             self.val_classes, self._val_set, self.val_index = self.test_classes, self.test_labels, self.test_index
-            return everything
+            return self.thinned(everything)
         if self.val_labels is not None:
             self._val_set, self.val_index = self.val_labels, torch.arange(len(self.val_labels))
-            return everything
+            return self.thinned(everything)
         if not self.by_classes:
-            train, self.val_index = hold_out(self.train_labels, self.val_fraction, self.split_seed, self.classes)
+            labels, kept = self.train_labels, self.thinned(everything)
+            train, self.val_index = hold_out(labels, self.val_fraction, self.split_seed, self.classes, kept)
             self._val_set = self.train_labels
             return train
         split = hold_out_classes(self.train_labels, len(self.classes), self.val_fraction, self.split_seed)
         self.classes, self.val_classes = split.names(self.classes)
         self.train_labels, self._val_set, self.val_index = split.train_labels, split.val_labels, split.val_index
-        return split.train_index
+        return self.thinned(split.train_index)
 
     def label_entries(self) -> Parts:
         """The pieces of the manifest that say what labels mean; they do not depend on what is held out."""

@@ -17,7 +17,8 @@ from datamodules.reading.file_list import FileList
 
 #: ``{"count": how many, "sha256": of their content}`` of each piece: ``classes``, ``train``, ``val``, ``test``;
 #: ``val_classes`` and ``test_classes`` where they are others; ``test_is_query`` where a set has queries and a gallery;
-#: ``noise`` where labels have some: how many were changed, and all of them.
+#: ``noise`` where labels have some: how many were changed, and all of them; ``imbalance`` where a set was made to have
+#: some: how many training samples were kept, and which.
 Parts = dict[str, dict[str, Any]]
 WHOLE_BYTES = 2**27  # up to this size the files of a part are hashed whole; more would take long at every start
 
@@ -92,6 +93,6 @@ def manifest_difference(saved: Mapping[str, Mapping[str, Any]], found: Mapping[s
             lines.append(f"{name}: {before['count']} before, {now['count']} now")
         elif before["sha256"] != now["sha256"]:
             what = "other names, or another order" if name.endswith("classes") else "other files or labels"
-            what = "other wrong labels" if name == "noise" else what
+            what = {"noise": "other wrong labels", "imbalance": "other samples"}.get(name, what)
             lines.append(f"{name}: {now['count']} before and now, but {what}")
     return lines

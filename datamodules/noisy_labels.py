@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from datamodules.label_sets import LabelSets
+from datamodules.imbalanced_labels import ImbalancedLabels
 from datamodules.labels.label_noise import LabelNoise
 from datamodules.manifest import Parts, entry
 
 
-class NoisyLabels(LabelSets):
+class NoisyLabels(ImbalancedLabels):
     """Label sets whose training labels may be wrong on purpose; labels of the test part never are.
 
     Attributes: those of ``ImageData``.
@@ -45,6 +45,10 @@ class NoisyLabels(LabelSets):
         else:
             return
         raise ValueError(f"noise.validation=noisy: {reason}; set noise.validation=clean")
+
+    @property
+    def clean_train_labels(self) -> Tensor:
+        return self._clean_train
 
     def clean_labels_of(self, part: str) -> Tensor | None:
         """``labels_of(part)`` before noise; None where the part has none."""

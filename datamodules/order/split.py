@@ -50,15 +50,32 @@ def choose(labels: Tensor, index: Tensor, total: int, seed: int, stream: str, ke
         stream: name of the choice; different names choose independently.
         keep: samples of each class that are not chosen.
     """
-    _, group, counts = labels[index].unique(return_inverse=True, return_counts=True)
+    group, rank = drawn_rank(labels, index, seed, stream)
+    return rank < allocate(torch.bincount(group), total, keep)[group]
+
+
+def drawn_rank(labels: Tensor, index: Tensor, seed: int, stream: str) -> tuple[Tensor, Tensor]:
+    """Of each position in ``index``: its class, and the place it has among those of its class in an order drawn by
+    ``(seed, stream)``.
+
+    Args: those of ``choose``.
+    """
+    group = labels[index]
     order = bits(seed, 0, index, 0, [stream])[0].argsort()
     order = order[group[order].argsort(stable=True)]  # class by class, at random inside each
+    counts = torch.bincount(group)
     start = counts.cumsum(0) - counts
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(index)) - start[group[order]])
-    return rank < allocate(counts, total, keep)[group]
+    return group, rank
 
 
-def hold_out(labels: Tensor, fraction: float, seed: int, classes: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
+def hold_out(
+    labels: Tensor,
+    fraction: float,
+    seed: int,
+    classes: Sequence[str] | None = None,
+    index: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Positions for training and for validation, each sorted; together the whole set.
 
     Each class keeps a sample to train on: what a small class cannot give comes from the others.
@@ -68,23 +85,24 @@ def hold_out(labels: Tensor, fraction: float, seed: int, classes: Sequence[str] 
         fraction: of the samples, rounded to a whole number of them.
         seed: of the choice.
         classes: their names, for the message.
+        index: positions to divide, sorted; None for all of them.
 
     Raises:
         ValueError: for a fraction outside [0, 1), or one that is more than all but one sample of each class.
     """
     _check_fraction(fraction)
-    total, counts = round(fraction * len(labels)), torch.bincount(labels)
+    index = torch.arange(len(labels)) if index is None else index
+    total, counts = round(fraction * len(index)), torch.bincount(labels[index])
     most = int((counts - 1).clamp(min=0).sum())
     if total > most:
         label = int(torch.where(counts > 0, counts, len(labels) + 1).argmin())
         name = f"class {label}" if classes is None else f"class {classes[label]!r}"
         raise ValueError(
-            f"data.val_fraction={fraction} holds out {total} of {len(labels)} samples, and {most} are all but one of "
+            f"data.val_fraction={fraction} holds out {total} of {len(index)} samples, and {most} are all but one of "
             f"each class; {name} has {counts[label]}, the fewest. Use a smaller fraction, or more images"
         )
-    everything = torch.arange(len(labels))
-    held = choose(labels, everything, total, seed, "split", keep=1)
-    return everything[~held], everything[held]
+    held = choose(labels, index, total, seed, "split", keep=1)
+    return index[~held], index[held]
 
 
 def _check_fraction(fraction: float) -> None:

@@ -8,7 +8,6 @@ published md5 sums first; ``verify=false`` accepts rebuilt batches, whose sums m
 from __future__ import annotations
 
 import io
-import os
 import pickle
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.arrays import ArrayData
+from datamodules.published_arrays import PublishedArrays, check_md5
 from datamodules.reading.archive import extract
 from datamodules.reading.download import download
 
@@ -57,7 +56,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     return entry
 
 
-class CIFAR10(ArrayData):
+class CIFAR10(PublishedArrays):
     """50,000 training and 10,000 test images of 10 classes, 32 px (Krizhevsky 2009).
 
     Args:
@@ -73,51 +72,27 @@ class CIFAR10(ArrayData):
     label_key: str = "labels"
     names_key: str = "label_names"
 
-    def __init__(
-        self,
-        seed: int = 0,
-        *,
-        root: str = "data",
-        download: bool = False,
-        verify: bool = True,
-        **common: Any,
-    ) -> None:
-        super().__init__(seed, **common)
-        self.root, self.download, self.verify = Path(os.path.expanduser(root)), download, verify
-
     def arrays(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]]:
         from torchvision import datasets
 
         facts = getattr(datasets, self.torchvision_name)
         folder = self.root / facts.base_folder
         files = [*facts.train_list, *facts.test_list, [facts.meta["filename"], facts.meta["md5"]]]
-        self._require(facts, folder, files)
+        by_hand = f"unpack {facts.filename} so that this folder exists"
+        self.need(folder, [name for name, _ in files], by_hand, facts.base_folder)
         if self.verify:
-            _check_md5(folder, files)
+            check_md5(folder, files)
         names = read_pickle(folder / facts.meta["filename"]).get(self.names_key)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{folder / facts.meta['filename']} has no list {self.names_key!r}; bring another copy")
         return self._part(folder, facts.train_list), self._part(folder, facts.test_list), tuple(names)
 
-    def _require(self, facts: Any, folder: Path, files: list[list[str]]) -> None:
-        """Download where asked; raise one FileNotFoundError where files are missing all the same."""
-        missing = [name for name, _ in files if not (folder / name).is_file()]
-        reason = ""
-        if missing and self.download:
-            try:
-                self._fetch(facts, folder)
-            except (OSError, ValueError) as error:
-                reason = f" {error}."
-            missing = [name for name, _ in files if not (folder / name).is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{type(self).__name__} is not in {folder.absolute()} (missing: {', '.join(missing)}).{reason} "
-                f"Set data.download=true to fetch it, or unpack {facts.filename} so that this folder exists, or set "
-                f"data.root to the folder that holds {facts.base_folder}."
-            )
-
-    def _fetch(self, facts: Any, folder: Path) -> None:
+    def fetch(self) -> None:
         """The archive into ``root``, its sha256 checked, and unpacked beside it."""
+        from torchvision import datasets
+
+        facts = getattr(datasets, self.torchvision_name)
+        folder = self.root / facts.base_folder
         if folder.exists():
             raise FileExistsError(f"{folder.absolute()} exists and is not complete; remove it to download again")
         archive = download(facts.url, self.root / facts.filename, self.archive_sha256, MAX_BYTES)
@@ -139,18 +114,6 @@ class CIFAR10(ArrayData):
         if len(data) != len(labels):
             raise ValueError(f"{path} holds {len(data)} images but {len(labels)} labels; bring another copy")
         return torch.from_numpy(data).view(-1, 3, 32, 32), torch.tensor(labels, dtype=torch.int64)
-
-
-def _check_md5(folder: Path, files: list[list[str]]) -> None:
-    """Raise ValueError naming the files whose md5 is not the published one."""
-    from torchvision.datasets.utils import check_integrity
-
-    wrong = [name for name, md5 in files if not check_integrity(str(folder / name), md5)]
-    if wrong:
-        raise ValueError(
-            f"{folder}: {', '.join(wrong)} differ from the published files (md5); bring another copy, "
-            "or set data.verify=false when they were rebuilt on purpose"
-        )
 
 
 class CIFAR100(CIFAR10):
