@@ -22,6 +22,7 @@ from recipes.report.line_chart import Chart, line_chart
 from recipes.report.markup import Child, Markup, element
 from recipes.report.mistakes import mistake_gallery
 from recipes.report.numbers import label, number, quantity
+from recipes.report.pictures import picture_rows
 from recipes.report.run_files import RunFiles, read_run
 from recipes.report.scatter import scatter_maps
 from recipes.report.style import STYLE
@@ -100,6 +101,7 @@ def _single_sections(evaluation: Evaluation) -> list[Markup]:
         _section("Classes", *_classes(evaluation)),
         _section("Embedding", *scatter_maps(evaluation.maps)),
         _section("Retrieved images", *query_galleries(evaluation.queries)),
+        _section("Pictures", *picture_rows(evaluation.pictures)),
         _section("Most confident mistakes", mistake_gallery(evaluation.mistakes)),
     ]
 
@@ -108,7 +110,7 @@ def _one_section(name: str, evaluation: Evaluation, numbers: Child = None) -> Ma
     """One of several evaluators: everything it found under its name."""
     gallery = mistake_gallery(evaluation.mistakes)
     title = element("h3", "Most confident mistakes") if gallery else None
-    found = [*scatter_maps(evaluation.maps), *query_galleries(evaluation.queries)]
+    found = [*scatter_maps(evaluation.maps), *query_galleries(evaluation.queries), *picture_rows(evaluation.pictures)]
     return _section(
         label(name), numbers, *_charts_and_tables(evaluation), *_classes(evaluation), *found, title, gallery
     )
