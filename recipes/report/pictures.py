@@ -12,8 +12,12 @@ ROWS = 24  # of one title
 def picture_rows(pictures: dict[str, list[PictureRow]]) -> list[Markup]:
     """A card for each title with rows, the first ``ROWS`` of them."""
     return [
-        element("div", element("h3", title), element("ul", [_row(row) for row in rows[:ROWS]], class_="trios"),
-                class_="card")  # fmt: skip
+        element(
+            "div",
+            element("h3", title),
+            element("ul", [_row(row) for row in rows[:ROWS]], class_="trios"),
+            class_="card",
+        )  # fmt: skip
         for title, rows in pictures.items()
         if rows
     ]
