@@ -1,36 +1,14 @@
-"""Accuracy under attack, with the checks that say whether it can be believed."""
+"""Accuracy under attack: in an evaluation with checks that say whether to believe it, in a validation at a low price."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Literal
 
-import torch
-from torch import Tensor
-
-from kernels.batch import Batch, Output
-from kernels.perturbation import Norm, as_fraction
-from kernels.wilson import wilson_interval
-from lightning_modules.attacks.base import Draw
-from lightning_modules.attacks.victim import Victim, attacked
-from lightning_modules.evaluators.base import EvaluationData, Evaluator, Measurement, device_of
-from lightning_modules.evaluators.random_rows import RandomRows
-from lightning_modules.evaluators.result import Evaluation, PictureRow, Table
-from lightning_modules.evaluators.robust_checks import Check, Checks
-from lightning_modules.evaluators.robust_inputs import check_batch
-from lightning_modules.evaluators.robust_sequence import SEQUENCES, Budget, attack_of
-from lightning_modules.evaluators.robust_trial import Cost, Samples, attempted, finite_scores
-from lightning_modules.evaluators.robust_view import (
-    ClassCounts,
-    attack_table,
-    attacked_row,
-    check_table,
-    class_table,
-    eps_curve,
-    tail_accuracy,
-)
+from kernels.perturbation import as_fraction
+from lightning_modules.attacks.pgd import PGD
+from lightning_modules.evaluators.base import EvaluationData, Evaluator, Measurement
+from lightning_modules.evaluators.robust_measurement import RobustMeasurement, Settings
+from lightning_modules.evaluators.robust_sums import RobustSums
 from lightning_modules.network import Network
 
 CURVE = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
@@ -50,6 +28,7 @@ class RobustnessEvaluator(Evaluator):
         limit: how many images are attacked, chosen at random; they wait in memory. None for all, as they come.
         seed: of attacks and choices.
         curve: radii at which accuracy is measured by 10 steps of PGD, in units of ``eps``; 0 and 1 are always added.
+            None for a quarter to four times.
         num_pictures: pictured images that fell, chosen at random.
     """
 
@@ -59,174 +38,47 @@ class RobustnessEvaluator(Evaluator):
         self,
         *,
         eps: Annotated[float, "x >= 0"] | str = "8/255",
-        norm: Norm = "linf",
-        budget: Budget = "fast",
+        norm: Literal["linf", "l2"] = "linf",
+        budget: Literal["fast", "standard"] = "fast",
         limit: Annotated[int, "x >= 1"] | None = None,
         seed: Annotated[int, "0 <= x <= 4294967295"] = 0,
-        curve: Sequence[Annotated[float, "x >= 0"]] = CURVE,
+        curve: list[Annotated[float, "x >= 0"]] | None = None,
         num_pictures: Annotated[int, "x >= 0"] = 8,
     ) -> None:
-        self.exact, self.norm, self.budget, self.limit = as_fraction(str(eps)), norm, budget, limit
-        self.eps, self.seed, self.curve, self.num_pictures = float(self.exact), seed, tuple(curve), num_pictures
+        radii = CURVE if curve is None else tuple(curve)
+        self.settings = Settings(as_fraction(str(eps)), norm, budget, limit, seed, radii, num_pictures)
 
     def begin(self, network: Network, data: EvaluationData) -> Measurement:
-        return _Attacked(self, network, data)
+        return RobustMeasurement(self.settings, network, data)
 
 
-class _Attacked(Measurement):
-    """Attacks each batch at once, or a random sample at the end."""
+class RobustValidation(Evaluator):
+    """``pgd_accuracy``, which selects, and clean ``accuracy``; an image is robust if it is right before and after.
 
-    def __init__(self, evaluator: RobustnessEvaluator, network: Network, data: EvaluationData) -> None:
-        self.evaluator, self.network, self.data = evaluator, network, data
-        self.stages = SEQUENCES[evaluator.budget]
-        self.checks = Checks(evaluator.eps, evaluator.norm, evaluator.curve, evaluator.budget, evaluator.seed)
-        self.costs = [Cost() for _ in range(len(self.stages) + 1)]  # of the clean forward, then of each stage
-        self.fell_at: list[Tensor] = []  # [B] 0 wrong already, k fell to stage k, one more: to a check, last: none
-        self.labels: list[Tensor] = []
-        self.outside, self.seen, self.batch_size = 0, 0, 1
-        self.waiting: RandomRows[tuple[Tensor, Tensor, int]] | None = None
-        if evaluator.limit is not None:
-            self.waiting = RandomRows(evaluator.limit, evaluator.seed, "robustness.limit")
-        self.pictures: RandomRows[PictureRow] = RandomRows(
-            0 if data.brief else evaluator.num_pictures, evaluator.seed, "robustness.pictures"
-        )
+    PGD takes steps of a quarter of ``eps`` from a uniform start, the same in every epoch. It is an upper bound: what
+    the network withstands is measured by ``evaluator=[robustness]``.
 
-    def add(self, batch: Batch, output: Output) -> None:
-        """Attack the images, or keep those of the sample.
+    Args:
+        eps: radius of the ball, a number or a fraction such as 8/255; pixels are in [0, 1].
+        norm: ``linf`` or ``l2``.
+        steps: of PGD.
+        seed: of its starts.
+    """
 
-        Raises:
-            ValueError: images outside of [0, 1], soft labels, other classes than the data's, scores that are not
-                finite.
-        """
-        if not len(batch):
-            return
-        check_batch(batch, output.class_scores, len(self.data.classes))
-        self.seen, self.batch_size = self.seen + len(batch), max(self.batch_size, len(batch))
-        if self.waiting is None:
-            self._attack(batch.image, batch.label, batch.index)
-            return
-        at = self.waiting.wanted(batch.index)
-        rows = [(batch.image[i].cpu().clone(), batch.label[i].cpu(), int(batch.index[i])) for i in at]
-        self.waiting.add(batch.index[at], rows)
+    reads_logits = True
+    selects = ("pgd_accuracy",)
 
-    def _attack(self, image: Tensor, label: Tensor, index: Tensor) -> None:
-        own = self.evaluator
-        with attacked(self.network) as victim:
-            logits = finite_scores(victim, image, "an image")
-            classes, right = logits.shape[1], logits.argmax(1) == label
-            self.costs[0] += Cost(victim.forwards)
-            samples = Samples(image, label, Draw(own.seed, 0, index))
-            fell_at = self._sequence(victim, samples, right, classes)
-            missed = self.checks.add(victim, samples, right, fell_at > len(self.stages), classes)
-        fell_at[fell_at > len(self.stages)] += 1
-        fell_at[missed] = len(self.stages) + 1
-        self.fell_at.append(fell_at.cpu())
-        self.labels.append(label.cpu())
+    def __init__(
+        self,
+        *,
+        eps: Annotated[float, "x >= 0"] | str = "8/255",
+        norm: Literal["linf", "l2"] = "linf",
+        steps: Annotated[int, "x >= 1"] = 10,
+        seed: Annotated[int, "0 <= x <= 4294967295"] = 0,
+    ) -> None:
+        size = float(as_fraction(str(eps)))
+        self.attack = PGD(eps=size, norm=norm, steps=steps, step_size=size / 4)
+        self.seed = seed
 
-    def _sequence(self, victim: Victim, samples: Samples, right: Tensor, classes: int) -> Tensor:
-        """``[B]`` 0 for an image that is wrong already, the number of the stage that felled it from 1, or one more."""
-        own = self.evaluator
-        fell_at = right.long() * (len(self.stages) + 1)
-        for number, stage in enumerate(self.stages, 1):
-            rows = (fell_at > len(self.stages)).nonzero()[:, 0]
-            if not len(rows):
-                break
-            attack = attack_of(stage, own.eps, own.norm, classes)
-            trial = attempted(attack, own.norm, victim, replace(samples, draw=samples.draw.again(number)).of(rows))
-            fell_at[rows[trial.fell]] = number
-            self.costs[number] += trial.cost
-            self.outside += trial.outside
-            self._keep(samples.of(rows[trial.fell]), trial.image[trial.fell], trial.predicted[trial.fell], stage.name)
-        return fell_at
-
-    def _keep(self, samples: Samples, found: Tensor, predicted: Tensor, attack: str) -> None:
-        names, index = self.data.classes, samples.draw.index
-        at = self.pictures.wanted(index)
-        rows = [
-            attacked_row(
-                samples.image[i],
-                found[i],
-                (names[int(samples.label[i])], names[int(predicted[i])]),
-                attack,
-                int(index[i]),
-            )  # fmt: skip
-            for i in at
-        ]
-        self.pictures.add(index[at], rows)
-
-    def result(self) -> Evaluation:
-        """Metrics, tables, the curve and pictures; a warning for each check that is violated.
-
-        Raises:
-            ValueError: no data.
-        """
-        self._attack_waiting()
-        if not self.labels:
-            raise ValueError("there is no image to evaluate; check data.root and data.limit_test")
-        label, fell_at = torch.cat(self.labels), torch.cat(self.fell_at)
-        robust = fell_at > len(self.stages) + 1
-        counts = ClassCounts.of(label, fell_at > 0, robust, len(self.data.classes))
-        checks = self._checked(counts, fell_at)
-        metrics = self._metrics(counts, checks)
-        if self.data.brief:
-            return Evaluation(metrics=metrics)
-        images = len(label)
-        tables = (
-            {"Protocol": Table(["protocol"], [[self._protocol(images)]])}
-            | attack_table(self._standing(fell_at), images)
-            | check_table(checks)
-            | class_table(counts, self.data.classes)
-        )
-        figures = eps_curve(self.checks.standing, images, str(self.evaluator.exact))
-        pictures = {"Images that fell": self.pictures.rows()} if self.pictures.rows() else {}
-        return Evaluation(metrics=metrics, tables=tables, figures=figures, pictures=pictures)
-
-    def _attack_waiting(self) -> None:
-        rows, device = self.waiting.rows() if self.waiting else [], device_of(self.network)
-        self.waiting = None
-        for start in range(0, len(rows), self.batch_size):
-            images, labels, index = zip(*rows[start : start + self.batch_size], strict=True)
-            self._attack(
-                torch.stack(images).to(device), torch.stack(labels).to(device), torch.tensor(index, device=device)
-            )
-
-    def _metrics(self, counts: ClassCounts, checks: Sequence[Check]) -> dict[str, float]:
-        images, robust = int(counts.images.sum()), int(counts.robust.sum())
-        by_class, (low, high) = counts.robust_accuracy(), wilson_interval(robust, images)
-        spent = sum(self.costs, Cost())
-        return {
-            "accuracy": int(counts.right.sum()) / images,
-            "robust_accuracy": robust / images,
-            "robust_low": low,
-            "robust_high": high,
-            "worst_class": float(by_class.min()),
-            "tail_30": tail_accuracy(by_class),
-            "images": images,
-            "forwards": spent.forwards,
-            "backwards": spent.backwards,
-            "forwards_per_image": spent.forwards / images,
-            "backwards_per_image": spent.backwards / images,
-            "violated_checks": sum(one.passed is False for one in checks),
-        }
-
-    def _standing(self, fell_at: Tensor) -> list[tuple[str, str, int, Cost]]:
-        names = ["no attack", *(stage.name for stage in self.stages), "checks"]
-        settings = ["", *(stage.settings for stage in self.stages), "see below"]
-        rows = zip(names, settings, [*self.costs, self.checks.cost], strict=True)
-        return [(name, words, int((fell_at > number).sum()), cost) for number, (name, words, cost) in enumerate(rows)]
-
-    def _checked(self, counts: ClassCounts, fell_at: Tensor) -> list[Check]:
-        square = None
-        if not self.stages[-1].gradients:
-            last = len(self.stages)
-            square = (int((fell_at == last).sum()), int((fell_at >= last).sum()))
-        checks = self.checks.rows(float(counts.images.max() / counts.images.sum()), square, self.outside)
-        for one in checks:
-            if one.passed is False:
-                warnings.warn(f"robustness: '{one.name}' is violated: {one.found}; {one.reason}", stacklevel=2)
-        return checks
-
-    def _protocol(self, images: int) -> str:
-        own = self.evaluator
-        chosen = f"all {images} images" if own.limit is None else f"{images} of {self.seen} images at random"
-        return f"{own.norm}, eps {own.exact}, {chosen}, seed {own.seed}, {own.budget} budget, network in eval mode"
+    def begin(self, network: Network, data: EvaluationData) -> Measurement:
+        return RobustSums(self.attack, self.seed, network, len(data.classes))
