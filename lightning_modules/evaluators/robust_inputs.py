@@ -17,7 +17,8 @@ def check_batch(batch: Batch, logits: Tensor, classes: int) -> None:
         classes: of the data.
 
     Raises:
-        ValueError: images outside of [0, 1], soft labels, another number of classes, or fewer than two.
+        ValueError: images outside of [0, 1], soft labels, another number of classes, fewer than two, or scores that are
+            not finite.
     """
     if batch.label.ndim != 1:
         raise ValueError(f"labels of shape {list(batch.label.shape)}; an accuracy needs one class for each image")
@@ -31,4 +32,18 @@ def check_batch(batch: Batch, logits: Tensor, classes: int) -> None:
         raise ValueError(
             f"images reach from {low:.4g} to {high:.4g}; attacks move pixels in [0, 1]: give images as the data "
             "modules do, and leave normalization to the network"
+        )
+    check_finite(logits, "an image")
+
+
+def check_finite(logits: Tensor, what: str) -> None:
+    """Refuse scores of which no prediction means anything.
+
+    Raises:
+        ValueError: not all are finite.
+    """
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError(
+            f"the network's scores for {what} are not finite; evaluate weights that were trained without NaN, in "
+            "float32"
         )

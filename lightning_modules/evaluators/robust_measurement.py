@@ -21,7 +21,7 @@ from lightning_modules.evaluators.result import Evaluation, PictureRow, Table
 from lightning_modules.evaluators.robust_checks import Check, Checks
 from lightning_modules.evaluators.robust_inputs import check_batch
 from lightning_modules.evaluators.robust_sequence import SEQUENCES, Budget, attack_of
-from lightning_modules.evaluators.robust_trial import Cost, Samples, attempted, finite_scores
+from lightning_modules.evaluators.robust_trial import Cost, Samples, attempted
 from lightning_modules.evaluators.robust_view import (
     ClassCounts,
     attack_table,
@@ -87,7 +87,7 @@ class RobustMeasurement(Measurement):
     def _attack(self, image: Tensor, label: Tensor, index: Tensor) -> None:
         own = self.settings
         with attacked(self.network) as victim:
-            logits = finite_scores(victim, image, "an image")
+            logits = victim.logits(image)
             classes, right = logits.shape[1], logits.argmax(1) == label
             self.costs[0] += Cost(victim.forwards)
             samples = Samples(image, label, Draw(own.seed, 0, index))
@@ -117,15 +117,10 @@ class RobustMeasurement(Measurement):
     def _keep(self, samples: Samples, found: Tensor, predicted: Tensor, attack: str) -> None:
         names, index = self.data.classes, samples.draw.index
         at = self.pictures.wanted(index)
+        words = [(names[int(samples.label[i])], names[int(predicted[i])]) for i in at]
         rows = [
-            attacked_row(
-                samples.image[i],
-                found[i],
-                (names[int(samples.label[i])], names[int(predicted[i])]),
-                attack,
-                int(index[i]),
-            )  # fmt: skip
-            for i in at
+            attacked_row(samples.image[i], found[i], both, attack, int(index[i]))
+            for i, both in zip(at, words, strict=True)
         ]
         self.pictures.add(index[at], rows)
 

@@ -10,7 +10,7 @@ from lightning_modules.attacks.victim import attacked
 from lightning_modules.distributed import total_over_processes
 from lightning_modules.evaluators.base import Measurement
 from lightning_modules.evaluators.result import Evaluation
-from lightning_modules.evaluators.robust_inputs import check_batch
+from lightning_modules.evaluators.robust_inputs import check_batch, check_finite
 from lightning_modules.network import Network
 from lightning_modules.tasks.meters import Meter
 
@@ -34,8 +34,9 @@ class RobustSums(Measurement):
         draw = Draw(self.seed, 0, batch.index)
         right = output.class_scores.argmax(1) == batch.label
         with attacked(self.network) as victim:
-            found = self.attack.search(victim, batch.image, batch.label, draw)
-            robust = right & (victim.logits(found.image).argmax(1) == batch.label)
+            logits = victim.logits(self.attack.search(victim, batch.image, batch.label, draw).image)
+        check_finite(logits, "an attacked image")
+        robust = right & (logits.argmax(1) == batch.label)
         self._meter.add({"pgd_accuracy": robust, "accuracy": right, "samples": torch.ones_like(batch.label)})
 
     def result(self) -> Evaluation:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from kernels.perturbation import Norm, norm_of
 from lightning_modules.attacks.base import BallAttack, Draw
 from lightning_modules.attacks.victim import Victim
+from lightning_modules.evaluators.robust_inputs import check_finite
 
 OUTSIDE = 1e-6  # how far, in pixel values, rounding may carry an image out of its ball
 
@@ -82,27 +82,14 @@ def attempted(attack: BallAttack, norm: Norm, victim: Victim, samples: Samples) 
     """
     before, start = (victim.forwards, victim.backwards), time.perf_counter()
     found = attack.search(victim, samples.image, samples.label, samples.draw).image
-    predicted = finite_scores(victim, found, "an attacked image").argmax(1)
+    logits = victim.logits(found)
+    check_finite(logits, "an attacked image")
+    predicted = logits.argmax(1)
     inside = _inside(samples.image, found, attack.eps, norm)
     fell = (predicted != samples.label) & inside
     outside = int((~inside).sum())  # waits for the device, so that the time is that of the work
     spent = Cost(victim.forwards - before[0], victim.backwards - before[1], time.perf_counter() - start)
     return Trial(fell, found, predicted, outside, spent)
-
-
-def finite_scores(victim: Victim, image: Tensor, what: str) -> Tensor:
-    """``[B, C]`` logits.
-
-    Raises:
-        ValueError: not all are finite, so that no prediction means anything.
-    """
-    logits = victim.logits(image)
-    if not bool(torch.isfinite(logits).all()):
-        raise ValueError(
-            f"the network's scores for {what} are not finite; evaluate weights that were trained without NaN, in "
-            "float32"
-        )
-    return logits
 
 
 def _inside(image: Tensor, found: Tensor, eps: float, norm: Norm) -> Tensor:

@@ -1,4 +1,4 @@
-"""Accuracy under attack: in an evaluation with checks that say whether to believe it, in a validation at a low price."""
+"""Accuracy under attack: an evaluation with checks that say whether to believe it, and a validation at a low price."""
 
 from __future__ import annotations
 

@@ -121,9 +121,15 @@ def _charts_and_tables(evaluation: Evaluation) -> list[Markup]:
     figures = [line_chart(Chart(title, curve.x, curve.lines, x_label=curve.x_label, share=curve.percent))
                for title, curve in evaluation.figures.items()]  # fmt: skip
     tables = {title: _table_card(title, table) for title, table in evaluation.tables.items()}
-    narrow = [card for title, card in tables.items() if len(evaluation.tables[title].columns) <= 4]
+    narrow = [card for title, card in tables.items() if _is_narrow(evaluation.tables[title])]
     wide = [card for card in tables.values() if card not in narrow]
     return [_grid([*figures, *narrow]), *wide]
+
+
+def _is_narrow(table: Table) -> bool:
+    """Whether it fits a card of the grid, beside charts."""
+    wide = max((sum(len(str(cell)) for cell in row) for row in table.rows), default=0) > 60
+    return len(table.columns) <= 4 and len(table.rows) <= 12 and not wide
 
 
 def _section(title: str, *parts: Child, lead: Child = None) -> Markup:
