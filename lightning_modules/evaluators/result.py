@@ -162,6 +162,47 @@ class Scatter:
                                  f"{len(self.names) - 1}, as there are {len(self.names)} names")  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class CaptionedPicture:
+    """One picture of a row.
+
+    Attributes:
+        picture: ``[H, W, 3]`` or ``[H, W, 1]`` uint8 pixels.
+        caption: what it shows, in a few words.
+
+    Raises:
+        ValueError: the picture is of another type or shape.
+    """
+
+    picture: npt.NDArray[np.uint8]
+    caption: str
+
+    def __post_init__(self) -> None:
+        _check_picture("captioned picture", self.picture)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRow:
+    """Pictures that belong side by side: an image, what was made of it, and the difference.
+
+    Attributes:
+        pictures: from left to right.
+        index: position of the image in the data set that was evaluated.
+        note: what they have in common, in a few words; may be empty.
+
+    Raises:
+        ValueError: a picture is none, or the index negative.
+    """
+
+    pictures: list[CaptionedPicture]
+    index: int
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        _check_items("pictures of a row", self.pictures, CaptionedPicture)
+        _check_index("row of pictures", self.index)
+
+
 @dataclass(slots=True)
 class Evaluation:
     """Result of one evaluation of one network on one data set. Every field may stay empty.
@@ -176,10 +217,11 @@ class Evaluation:
         mistakes: the most confident ones first.
         queries: queries with what they found, by title ("Worst queries").
         maps: maps of the embedding by title.
+        pictures: rows of pictures by title ("Attacked images").
 
     Raises:
-        ValueError: ``confusion`` is not square, has a negative count, or does not fit ``classes``; ``queries`` or
-            ``maps`` holds something else.
+        ValueError: ``confusion`` is not square, has a negative count, or does not fit ``classes``; ``queries``,
+            ``maps`` or ``pictures`` holds something else.
 
     Example:
         >>> evaluation = Evaluation(metrics={"accuracy": 0.75}, confusion=[[2, 0], [1, 1]], classes=["cat", "dog"])
@@ -195,11 +237,14 @@ class Evaluation:
     mistakes: list[Mistake] = field(default_factory=list)
     queries: dict[str, list[RankedQuery]] = field(default_factory=dict)
     maps: dict[str, Scatter] = field(default_factory=dict)
+    pictures: dict[str, list[PictureRow]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for title, queries in self.queries.items():
             _check_items(f"queries under {title!r}", queries, RankedQuery)
         _check_items("maps", list(self.maps.values()), Scatter)
+        for title, rows in self.pictures.items():
+            _check_items(f"pictures under {title!r}", rows, PictureRow)
         if self.confusion is not None:
             self._check_confusion()
 
@@ -216,12 +261,20 @@ class Evaluation:
 
 
 def _check_image(what: str, picture: npt.NDArray[np.uint8], score: float, index: int) -> None:
+    _check_picture(what, picture)
+    if not math.isfinite(score):
+        raise ValueError(f"the score of a {what} is {score}; it must be a finite number")
+    _check_index(what, index)
+
+
+def _check_picture(what: str, picture: npt.NDArray[np.uint8]) -> None:
     pixels = np.asarray(picture)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
         shape = f"{pixels.dtype} {list(pixels.shape)}"
         raise ValueError(f"the picture of a {what} is {shape}; it must be uint8 [H, W, 3] or [H, W, 1]")
-    if not math.isfinite(score):
-        raise ValueError(f"the score of a {what} is {score}; it must be a finite number")
+
+
+def _check_index(what: str, index: int) -> None:
     if index < 0:
         raise ValueError(f"the index of a {what} is {index}; it must be a position in the data set, from 0")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from lightning_modules.evaluators.result import Curve, Evaluation, Mistake, RankedQuery, Scatter, Table
+from lightning_modules.evaluators.result import Curve, Evaluation, Mistake, PictureRow, RankedQuery, Scatter, Table
 from recipes.report.run_files import RunFiles
 
 MAX_NAME = 120  # characters
@@ -32,7 +32,7 @@ def bounded_run(run: RunFiles) -> RunFiles:
 
 
 def bounded_evaluation(found: Evaluation) -> Evaluation:
-    """The evaluation with short names of classes, metrics, tables, lines, cells, queries and maps."""
+    """The evaluation with short names of classes, metrics, tables, lines, cells, queries, maps and pictures."""
     return replace(
         found,
         metrics=_named(found.metrics),
@@ -42,6 +42,7 @@ def bounded_evaluation(found: Evaluation) -> Evaluation:
         mistakes=[_mistake(mistake) for mistake in found.mistakes],
         queries={title: [_query(query) for query in queries] for title, queries in _named(found.queries).items()},
         maps={title: _map(scatter) for title, scatter in _named(found.maps).items()},
+        pictures={title: [_pictures(row) for row in rows] for title, rows in _named(found.pictures).items()},
     )
 
 
@@ -81,3 +82,9 @@ def _query(query: RankedQuery) -> RankedQuery:
 def _map(scatter: Scatter) -> Scatter:
     names, note = [short(name) for name in scatter.names], short(scatter.note, MAX_NOTE)
     return replace(scatter, names=names, note=note, x_label=short(scatter.x_label), y_label=short(scatter.y_label))
+
+
+def _pictures(row: PictureRow) -> PictureRow:
+    return replace(
+        row, note=short(row.note), pictures=[replace(one, caption=short(one.caption)) for one in row.pictures]
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 SPACE = "\u00a0"
 SHARE_NAMES = ("accuracy", "share", "ratio", "fraction", "recall", "precision", "top1", "top5", "ece", "probability",
-               "map", "mrr")  # fmt: skip
+               "map", "mrr", "robust", "worst", "tail")  # fmt: skip
 ACRONYMS = {"ece": "ECE", "nll": "NLL", "kl": "KL", "lr": "Learning rate", "saf": "SAF", "mesa": "MESA", "gpu": "GPU",
             "cpu": "CPU", "ema": "EMA", "auroc": "AUROC", "id": "ID", "knn": "kNN", "sam": "SAM",
             "top1": "top-1", "top5": "top-5", "map": "mAP", "mrr": "MRR", "nmi": "NMI"}  # fmt: skip

@@ -22,6 +22,7 @@ from recipes.report.line_chart import Chart, line_chart
 from recipes.report.markup import Child, Markup, element
 from recipes.report.mistakes import mistake_gallery
 from recipes.report.numbers import label, number, quantity
+from recipes.report.pictures import picture_rows
 from recipes.report.run_files import RunFiles, read_run
 from recipes.report.scatter import scatter_maps
 from recipes.report.style import STYLE
@@ -100,6 +101,7 @@ def _single_sections(evaluation: Evaluation) -> list[Markup]:
         _section("Classes", *_classes(evaluation)),
         _section("Embedding", *scatter_maps(evaluation.maps)),
         _section("Retrieved images", *query_galleries(evaluation.queries)),
+        _section("Pictures", *picture_rows(evaluation.pictures)),
         _section("Most confident mistakes", mistake_gallery(evaluation.mistakes)),
     ]
 
@@ -108,7 +110,7 @@ def _one_section(name: str, evaluation: Evaluation, numbers: Child = None) -> Ma
     """One of several evaluators: everything it found under its name."""
     gallery = mistake_gallery(evaluation.mistakes)
     title = element("h3", "Most confident mistakes") if gallery else None
-    found = [*scatter_maps(evaluation.maps), *query_galleries(evaluation.queries)]
+    found = [*scatter_maps(evaluation.maps), *query_galleries(evaluation.queries), *picture_rows(evaluation.pictures)]
     return _section(
         label(name), numbers, *_charts_and_tables(evaluation), *_classes(evaluation), *found, title, gallery
     )
@@ -119,9 +121,15 @@ def _charts_and_tables(evaluation: Evaluation) -> list[Markup]:
     figures = [line_chart(Chart(title, curve.x, curve.lines, x_label=curve.x_label, share=curve.percent))
                for title, curve in evaluation.figures.items()]  # fmt: skip
     tables = {title: _table_card(title, table) for title, table in evaluation.tables.items()}
-    narrow = [card for title, card in tables.items() if len(evaluation.tables[title].columns) <= 4]
+    narrow = [card for title, card in tables.items() if _is_narrow(evaluation.tables[title])]
     wide = [card for card in tables.values() if card not in narrow]
     return [_grid([*figures, *narrow]), *wide]
+
+
+def _is_narrow(table: Table) -> bool:
+    """Whether it fits a card of the grid, beside charts."""
+    wide = max((sum(len(str(cell)) for cell in row) for row in table.rows), default=0) > 60
+    return len(table.columns) <= 4 and len(table.rows) <= 12 and not wide
 
 
 def _section(title: str, *parts: Child, lead: Child = None) -> Markup:

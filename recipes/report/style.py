@@ -99,6 +99,11 @@ svg .count { fill: var(--ink); pointer-events: none; } svg .half { fill: var(--h
 .found .verdict { position: absolute; right: -5px; top: -5px; box-shadow: 0 0 0 2px var(--card); border-radius: 50%; }
 .legend .verdict { vertical-align: -3px; margin-right: 6px; }
 .good circle { fill: var(--s2); } .bad circle { fill: var(--wrong); }
+.trios { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 20px 24px;
+  margin-top: 12px; } .trio { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 8px; }
+.trio img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 6px;
+  background: var(--faint); margin-bottom: 4px; } .trio .crisp { image-rendering: pixelated; }
+.trio figcaption { font-size: 12px; line-height: 1.35; }
 .sides { display: grid; grid-template-columns: minmax(0, 760px) minmax(200px, 1fr); gap: 12px 24px; }
 .sides .legend { display: block; columns: 150px; align-self: start; margin-top: 12px; }
 .sides li { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; break-inside: avoid; padding: 1px 0; }

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from scipy.sparse import csr_array
 
+from kernels.wilson import wilson_interval
 from lightning_modules.evaluators.result import Curve, Evaluation, Mistake, Table
 from recipes.report.axis import position_axis, round_step, value_axis
 from recipes.report.confusion import confused_pairs, heat_map
@@ -23,7 +24,6 @@ from recipes.report.markup import Markup, element
 from recipes.report.mistakes import data_uri
 from recipes.report.numbers import duration, label, number, percent, quantity
 from recipes.report.page import write_report
-from recipes.report.summary import wilson_interval
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 VOID = {"meta", "img"}
