@@ -3,7 +3,6 @@
 import math
 
 import pytest
-from tiny import TINY, but
 
 import recipes
 from lightning_modules.evaluators.base import Evaluator, Measurement
@@ -12,6 +11,7 @@ from lightning_modules.evaluators.embedding import EmbeddingEvaluator
 from lightning_modules.evaluators.result import Evaluation
 from lightning_modules.tasks.validation import Validation
 from recipes.configuration.problems import ConfigError
+from tests.recipes.tiny import TINY, but
 
 BOTH = {"classification": ClassificationEvaluator(), "embedding": EmbeddingEvaluator()}
 
