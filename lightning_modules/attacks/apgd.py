@@ -7,12 +7,12 @@ ICML 2020, arXiv 2003.01690, algorithm 1.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from kernels.perturbation import Norm, norm_of
+from kernels.perturbation import norm_of
 from lightning_modules.attacks.until_fallen import Standing, UntilFallen
 from lightning_modules.attacks.victim import Victim
 
@@ -78,7 +78,7 @@ class APGD(UntilFallen[Climb]):
         self,
         *,
         eps: Annotated[float, "x >= 0"] | str = "8/255",
-        norm: Norm = "linf",
+        norm: Literal["linf", "l2"] = "linf",
         steps: Annotated[int, "x >= 1"] = 100,
         rho: Annotated[float, "0 <= x <= 1"] = 0.75,
         targets: Annotated[int, "x >= 1"] | None = None,

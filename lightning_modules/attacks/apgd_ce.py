@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kernels.perturbation import Norm
 from lightning_modules.attacks.apgd import APGD
 
 
@@ -30,7 +29,7 @@ class APGDCE(APGD):
         self,
         *,
         eps: Annotated[float, "x >= 0"] | str = "8/255",
-        norm: Norm = "linf",
+        norm: Literal["linf", "l2"] = "linf",
         steps: Annotated[int, "x >= 1"] = 100,
         rho: Annotated[float, "0 <= x <= 1"] = 0.75,
         restarts: Annotated[int, "x >= 1"] = 1,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from torch import Tensor
 
-from kernels.perturbation import Norm
 from lightning_modules.attacks._dlr import dlr, dlr_targeted, margin, margin_targeted
 from lightning_modules.attacks.apgd import APGD
 
@@ -35,7 +34,7 @@ class APGDDLR(APGD):
         self,
         *,
         eps: Annotated[float, "x >= 0"] | str = "8/255",
-        norm: Norm = "linf",
+        norm: Literal["linf", "l2"] = "linf",
         steps: Annotated[int, "x >= 1"] = 100,
         rho: Annotated[float, "0 <= x <= 1"] = 0.75,
         targets: Annotated[int, "x >= 1"] | None = 9,

@@ -7,13 +7,13 @@ arXiv 1907.02044, algorithm 1; targets as in arXiv 2003.01690.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from kernels.hyperplane import onto_hyperplane
-from kernels.perturbation import Norm, norm_of
+from kernels.perturbation import norm_of
 from lightning_modules.attacks._dlr import margin_targeted
 from lightning_modules.attacks.until_fallen import Standing, UntilFallen
 from lightning_modules.attacks.victim import Victim
@@ -53,7 +53,7 @@ class FAB(UntilFallen[Walk]):
         self,
         *,
         eps: Annotated[float, "x >= 0"] | str = "8/255",
-        norm: Norm = "linf",
+        norm: Literal["linf", "l2"] = "linf",
         steps: Annotated[int, "x >= 1"] = 100,
         targets: Annotated[int, "x >= 1"] = 9,
         eta: Annotated[float, "x >= 1"] = 1.05,

@@ -6,13 +6,12 @@ search". ECCV 2020, arXiv 1912.00049, algorithms 1 to 3.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kernels.perturbation import Norm
 from kernels.square_windows import bumps, pixels, places, share, side
 from lightning_modules.attacks._dlr import margin
 from lightning_modules.attacks.until_fallen import Standing, UntilFallen
@@ -45,7 +44,7 @@ class Square(UntilFallen[Standing]):
         self,
         *,
         eps: Annotated[float, "x >= 0"] | str = "8/255",
-        norm: Norm = "linf",
+        norm: Literal["linf", "l2"] = "linf",
         queries: Annotated[int, "x >= 0"] = 5000,
         p_init: Annotated[float, "0 < x <= 1"] = 0.8,
         rescale: bool = False,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Generic, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from kernels.perturbation import Norm, box, project_l2
+from kernels.perturbation import box, project_l2
 from lightning_modules.attacks.base import BallAttack, Draw, Found, hard
 from lightning_modules.attacks.victim import Victim
 
@@ -86,7 +86,7 @@ class UntilFallen(BallAttack, Generic[S]):
         self,
         *,
         eps: Annotated[float, "x >= 0"] | str,
-        norm: Norm,
+        norm: Literal["linf", "l2"],
         steps: Annotated[int, "x >= 0"],
         targets: Annotated[int, "x >= 1"] | None = None,
         restarts: Annotated[int, "x >= 1"] = 1,

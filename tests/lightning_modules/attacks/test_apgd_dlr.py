@@ -25,10 +25,8 @@ def test_objectives_by_hand():
 
 
 def test_neither_scale_nor_shift_of_the_logits_matters():
-    logits, label = (
-        torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
-        torch.arange(8) % 5,
-    )
+    logits = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    label, target = torch.arange(8) % 5, torch.arange(2, 10) % 5
     for changed in (logits * 1e4, logits + 7):
         torch.testing.assert_close(dlr(changed, label), dlr(logits, label))
         torch.testing.assert_close(dlr_targeted(changed, label, target), dlr_targeted(logits, label, target))
