@@ -8,12 +8,13 @@ from lightning_modules.part import MAIN, Attack, Loss, Mixing, Part, Reweighting
 from lightning_modules.reweightings.uniform import Uniform
 
 #: What a part can ask for. ``index`` is in every batch.
-NEEDS = frozenset({"attack", "hard_labels", "logits", "embedding", "index", "pair_form"})
+NEEDS = frozenset({"attack", "barrier", "hard_labels", "logits", "embedding", "index", "pair_form"})
 _HOW = {
     "logits": "choose a head that gives them, such as head=linear",
     "embedding": "choose a head that gives one, such as head=embedding",
     "pair_form": "choose a loss on pairs that can be mixed (loss=multi_similarity, contrastive, proxy_anchor, ...)",
     "attack": "add one with attack=NAME",
+    "barrier": "an attack whose solution is a smooth function of the weights, as no projection is; take attack=barrier",
     "hard_labels": "a class for each sample, and mixing makes soft labels; remove it with ~mixing",
 }
 
@@ -78,6 +79,8 @@ def _missing(need: str, named: Sequence[tuple[str, Part]], effects: set[str]) ->
     match need:
         case "attack":
             return not _has(named, Attack)
+        case "barrier":
+            return "barrier" not in effects
         case "hard_labels":
             return "mixes_labels" in effects
         case "pair_form":

@@ -41,7 +41,8 @@ class Context:
     ``batch_size`` counts the samples of an update over all processes, ``last_batch_size`` those of an epoch's last
     update; None where every process has equally many. ``val_is_query`` says which validation images (by
     ``Batch.index``) are queries and not of the gallery, None where all are both; ``val_classes`` names their classes.
-    ``networks`` are those beside the one in training, by name.
+    ``networks`` are those beside the one in training, by name; ``image_size`` is the side of the images in pixels, None
+    where it is not known.
     """
 
     num_classes: int
@@ -55,6 +56,7 @@ class Context:
     val_is_query: Tensor | None = None
     val_classes: tuple[str, ...] = ()
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
+    image_size: int | None = None
 
     def network_of(self, name: str) -> nn.Module:
         """The network of this name; ``main`` is the one in training."""
@@ -80,8 +82,8 @@ class Part(RangeChecked, nn.Module):
     """What every kind of part shares.
 
     Class attributes:
-        needs: what must be present: ``hard_labels``, ``index``, ``logits``, ``embedding``, ``attack``, ``pair_form`` (a
-            loss whose pairs can be mixed).
+        needs: what must be present: ``hard_labels``, ``index``, ``logits``, ``embedding``, ``attack``, ``barrier`` (an
+            attack that minimises a smooth function), ``pair_form`` (a loss whose pairs can be mixed).
         gives: what a head puts into its ``Output``: ``logits``, ``embedding``.
         does: what the part does to the rest: ``mixes_labels``, ``doubles_forward``, ...
         refuses: effects of other parts that make this one meaningless, each with the mathematical reason.
