@@ -8,13 +8,14 @@ from lightning_modules.part import MAIN, Attack, Loss, Mixing, Part, Reweighting
 from lightning_modules.reweightings.uniform import Uniform
 
 #: What a part can ask for. ``index`` is in every batch.
-NEEDS = frozenset({"attack", "hard_labels", "logits", "embedding", "index", "pair_form", "survived_steps"})
+NEEDS = frozenset({"attack", "barrier", "hard_labels", "logits", "embedding", "index", "pair_form", "survived_steps"})
 _HOW = {
     "logits": "choose a head that gives them, such as head=linear",
     "embedding": "choose a head that gives one, such as head=embedding",
     "pair_form": "choose a loss on pairs that can be mixed (loss=multi_similarity, contrastive, proxy_anchor, ...)",
     "attack": "add one with attack=NAME",
     "survived_steps": "choose an attack that counts the steps which each sample withstands, such as attack=pgd",
+    "barrier": "an attack whose solution is a smooth function of the weights, as no projection is; take attack=barrier",
     "hard_labels": "a class for each sample, and mixing makes soft labels; remove it with ~mixing",
 }
 
@@ -81,6 +82,8 @@ def _missing(need: str, named: Sequence[tuple[str, Part]], effects: set[str]) ->
             return not _has(named, Attack)
         case "survived_steps":
             return not any(need in part.gives for _, part in named if isinstance(part, Attack))
+        case "barrier":
+            return "barrier" not in effects
         case "hard_labels":
             return "mixes_labels" in effects
         case "pair_form":

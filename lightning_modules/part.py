@@ -42,7 +42,7 @@ class Context:
     update; None where every process has equally many. ``val_is_query`` says which validation images (by
     ``Batch.index``) are queries and not of the gallery, None where all are both; ``val_classes`` names their classes.
     ``networks`` are those beside the one in training, by name. ``attack_steps`` is how many steps the attack makes;
-    None where there is no attack or it does not say.
+    ``image_size`` the side of the images in pixels; None where nobody says.
     """
 
     num_classes: int
@@ -57,6 +57,7 @@ class Context:
     val_classes: tuple[str, ...] = ()
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
     attack_steps: int | None = None
+    image_size: int | None = None
 
     def network_of(self, name: str) -> nn.Module:
         """The network of this name; ``main`` is the one in training."""
@@ -83,7 +84,8 @@ class Part(RangeChecked, nn.Module):
 
     Class attributes:
         needs: what must be present: ``hard_labels``, ``index``, ``logits``, ``embedding``, ``attack``,
-            ``survived_steps`` (an attack that counts them), ``pair_form`` (a loss whose pairs can be mixed).
+            ``survived_steps`` (an attack that counts them), ``barrier`` (an attack that minimises a smooth function),
+            ``pair_form`` (a loss whose pairs can be mixed).
         gives: what a head puts into its ``Output``: ``logits``, ``embedding``; what an attack puts into the batch
             beside its images: ``survived_steps``.
         does: what the part does to the rest: ``mixes_labels``, ``doubles_forward``, ...

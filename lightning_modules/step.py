@@ -84,6 +84,8 @@ def run_step(
                 for position, micro in enumerate(micros):
                     if not first or position:  # before the first backward the graph of the weights is still whole
                         renew_weights()
+                    if parts.gradient.derives_by_image:
+                        micro = micro.replace(image=micro.image.detach().requires_grad_(True))
                     outputs = forward_views(parts, micro, step)
                     if parts.mixing is not None and parts.mixing.at == "embedding":
                         micro = parts.mixing.mix_pairs(outputs, micro, step)
@@ -93,10 +95,10 @@ def run_step(
                     terms = reduce_terms(parts, losses, known[position], outputs, micro, step)
                     if first:
                         _record(result, outputs, losses, known[position], terms)
-                    yield Pass(terms, outputs, step.pass_number)
+                    yield Pass(terms, outputs, step.pass_number, micro)
 
         given = _trained_parameters(step.network, parts) if parameters is None else dict(parameters)
-        parts.gradient(Seat(passes, backward, given, step))
+        parts.gradient(Seat(passes, backward, given, step, parts.attack))
     return result
 
 

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from kernels.batch import Output, Step
+from kernels.batch import Batch, Output, Step
 from lightning_modules.distributed import average_over_processes, processes
-from lightning_modules.part import Part
+from lightning_modules.part import Attack, Part
 
 Terms = dict[str, Tensor]
 
@@ -24,11 +24,13 @@ class Pass:
         terms: named scalars of its share of the global batch.
         outputs: of every view, with their graph.
         number: of the pass; the first, 0, is the one that is recorded.
+        batch: the micro-batch, mixed and attacked.
     """
 
     terms: Terms
     outputs: dict[str, Output]
     number: int
+    batch: Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,14 @@ class Seat:
             averaged over the processes.
         parameters: all that the optimizer trains by name, those of parts included.
         step: where training stands.
+        attack: what made the images of the batches; None where nothing did.
     """
 
     passes: Callable[[], Iterator[Pass]]
     backward: Callable[[Tensor], None]
     parameters: dict[str, nn.Parameter]
     step: Step
+    attack: Attack | None = None
 
     def derive(self, scalar: Tensor) -> list[Tensor]:
         """Gradients of one scalar of this process, one for each parameter (zeros where it has none), its graph kept.
@@ -71,9 +75,11 @@ class Gradient(Part):
 
     Class attributes:
         several_passes: whether it goes over the batch more than once.
+        derives_by_image: whether the image of a pass's batch is a leaf by which its terms can be derived.
     """
 
     several_passes: ClassVar[bool] = False
+    derives_by_image: ClassVar[bool] = False
 
     def forward(self, seat: Seat) -> None:
         raise NotImplementedError(f"{type(self).__name__} must define forward(seat)")

@@ -164,6 +164,7 @@ def _context(data: ImageData, network: Network, max_epochs: int, seed: int) -> C
         last_batch_size=data.order.samples_of(data.steps_per_epoch - 1),
         val_is_query=data.val_is_query,
         val_classes=data.classes_of("val"),
+        image_size=data.image_size,
     )
 
 
