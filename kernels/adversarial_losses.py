@@ -98,6 +98,18 @@ def margin(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     return _largest_other(logits_BC, labels_B) - _of_class(logits_BC, labels_B)
 
 
+def margin_targeted(logits_BC: Tensor, labels_B: Tensor, targets_B: Tensor) -> Tensor:
+    """``z_t - z_y``: the margin towards one class, ``[B]`` in at least float32.
+
+    Example:
+        >>> margin_targeted(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]), torch.tensor([1]))
+        tensor([-2.])
+    """
+    logits_BC = _wide(logits_BC)
+    labels_B, targets_B = class_labels(labels_B, logits_BC), class_labels(targets_B, logits_BC)
+    return _of_class(logits_BC, targets_B) - _of_class(logits_BC, labels_B)
+
+
 def dlr(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     """Difference of logits ratio, which an attack raises: ``(max_{k != y} z_k - z_y) / (z_(1) - z_(3) + 1e-12)``.
 
@@ -145,12 +157,10 @@ def dlr_targeted(logits_BC: Tensor, labels_B: Tensor, targets_B: Tensor) -> Tens
         >>> dlr_targeted(torch.tensor([[4.0, 1.0, 2.0, 0.0]]), torch.tensor([0]), torch.tensor([2]))
         tensor([-0.5714])
     """
-    logits_BC = _wide(logits_BC)
-    labels_B, targets_B = class_labels(labels_B, logits_BC), class_labels(targets_B, logits_BC)
-    behind_B = _of_class(logits_BC, targets_B) - _of_class(logits_BC, labels_B)
+    behind_B = margin_targeted(logits_BC, labels_B, targets_B)
     if logits_BC.shape[1] < 4:
         return behind_B
-    top_B4 = logits_BC.topk(4, 1).values
+    top_B4 = _wide(logits_BC).topk(4, 1).values
     return behind_B / (top_B4[:, 0] - (top_B4[:, 2] + top_B4[:, 3]) / 2 + 1e-12)
 
 

@@ -15,6 +15,17 @@ import math
 import torch
 from torch import Tensor
 
+from kernels.implicit_gradient import implicit_gradient
+
+__all__ = [
+    "compositional_coefficients",
+    "effective_sample_size",
+    "implicit_gradient",  # through the lower level; where the weights are its coefficients, level C of the method
+    "kl_dro_objective",
+    "kl_dro_weights",
+    "radius_of",
+]
+
 #: Steps of the bisection: 41 units of log r, halved so often, are below the spacing of float64.
 BISECTIONS = 55
 #: Radii that it looks at, in units of the spread of the losses (largest less smallest).

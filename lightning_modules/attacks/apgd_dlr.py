@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
-from lightning_modules.attacks._dlr import dlr, dlr_targeted, margin, margin_targeted
+from kernels.adversarial_losses import dlr, dlr_targeted
 from lightning_modules.attacks.apgd import APGD
 
 
@@ -44,8 +44,6 @@ class APGDDLR(APGD):
         super().__init__(eps=eps, norm=norm, steps=steps, rho=rho, targets=targets, restarts=restarts, bf16=bf16)
 
     def criterion(self, logits_BC: Tensor, label_B: Tensor, target_B: Tensor) -> Tensor:
-        classes = logits_BC.shape[1]
         if self.targets is None:
-            return dlr(logits_BC, label_B) if classes >= 3 else margin(logits_BC, label_B)
-        reached = dlr_targeted if classes >= 4 else margin_targeted
-        return reached(logits_BC, label_B, target_B)
+            return dlr(logits_BC, label_B)
+        return dlr_targeted(logits_BC, label_B, target_B)

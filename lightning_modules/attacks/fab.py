@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from kernels.adversarial_losses import margin_targeted
 from kernels.hyperplane import onto_hyperplane
 from kernels.perturbation import norm_of
-from lightning_modules.attacks._dlr import margin_targeted
 from lightning_modules.attacks.until_fallen import Standing, UntilFallen
 from lightning_modules.attacks.victim import Victim
 

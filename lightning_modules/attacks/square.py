@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from kernels.adversarial_losses import margin
 from kernels.square_windows import bumps, pixels, places, share, side
-from lightning_modules.attacks._dlr import margin
 from lightning_modules.attacks.until_fallen import Standing, UntilFallen
 from lightning_modules.attacks.victim import Victim
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from linear_victims import LinearVictim, can_fall_linf, found_by, images, wrong
 
-from lightning_modules.attacks._dlr import dlr, dlr_targeted, margin
+from kernels.adversarial_losses import dlr, dlr_targeted, margin
 from lightning_modules.attacks.apgd_ce import APGDCE
 from lightning_modules.attacks.apgd_dlr import APGDDLR
 
