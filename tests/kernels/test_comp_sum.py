@@ -54,15 +54,15 @@ def test_gradient_identity(tau, rho):
 
 
 def exactly(z_y, z_other, power):
-    """Loss and its derivative by z_y of two classes, in 700 digits, with power = tau - 1."""
-    getcontext().prec = 700
+    """Loss and its derivative by z_y of two classes, exactly, with power = tau - 1."""
+    getcontext().prec = 60 if power == 0 or abs(power) > 1e-20 else 400  # digits
     power, log_p = Decimal(power), -(1 + (Decimal(z_other) - Decimal(z_y)).exp()).ln()
     loss = -log_p if power == 0 else (1 - (power * log_p).exp()) / power
     return float(loss), float((power * log_p).exp() * (log_p.exp() - 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("size", [0.0, 1e-300, 1e-40, 1e-31, 1e-16, 1e-14, 1e-9, 1e-7, 1e-5, 1e-4, 1e-2, 0.5, 1.0])
+@pytest.mark.parametrize("size", [0.0, 1e-300, 1e-31, 1e-16, 1e-14, 1e-9, 1e-7, 1e-5, 1e-4, 1e-2, 0.5, 1.0])
 def test_exact_to_rounding_around_cross_entropy(size, dtype):
     """Value and gradient; a switch to cross-entropy at 1e-4 would be off by 1e-3 at a loss of 20."""
     close = 1e-12 if dtype == torch.float64 else 1e-5

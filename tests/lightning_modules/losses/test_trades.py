@@ -67,6 +67,15 @@ def test_the_gradient_reaches_both_predictions(make_batch):
     assert all(value.shape == (8,) for value in terms.values())
 
 
+def test_the_prediction_is_that_of_the_clean_image(make_network, make_batch, make_step):
+    network = make_network()
+    parts = Parts(TRADES(), attack=PGD(steps=4, eps=0.3, step_size=0.1, objective="kl"))
+    result = run_step(parts, make_batch(range(8)), make_step(network)).whole()
+    found = result.outputs[parts.loss.prediction].logits
+    torch.testing.assert_close(found, network(result.batch.clean_image).logits.detach(), rtol=0, atol=1e-12)
+    assert not torch.allclose(found, network(result.batch.image).logits)
+
+
 def test_beta_zero_is_cross_entropy_of_the_clean_images(make_network, make_batch, make_step):
     network, reference = make_network(), make_network()
     terms = list(ours(network, TRADES(beta=0.0), make_batch, make_step, objective="kl"))
