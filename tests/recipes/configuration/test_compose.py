@@ -114,7 +114,7 @@ def test_all_problems_are_listed_at_once():
         ("~loss", "~loss: every run has a loss; replace it with loss=NAME"),
         ("loss=null", "loss=null: every run has a loss; replace it with loss=NAME"),
         ("seed={_target_:x.y}", "has the wrong type; allowed: int"),
-        ("attack=pgd", "attack=pgd is not known; there is no attack to choose from yet"),
+        ("attack=pgdd", "attack=pgdd is not known; did you mean pgd"),
         (
             "regularizer.mesa.weight=1",
             "regularizer.mesa is not part of this configuration; add it with +regularizer=mesa",
