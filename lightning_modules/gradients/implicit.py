@@ -33,15 +33,16 @@ class Implicit(Gradient):
 
     ``p_i grad_d l_i`` is the gradient of all terms by the attacked image, whatever loss, coefficients and regularizers
     they are of; the lower level is that of ``attack=barrier``, with norms in eval mode and the statistics that the
-    attack saw. The second term vanishes with the attack's ``c``. It costs about three updates without attack: a
-    gradient by the images, and a forward and two backwards of the lower level.
+    attack saw. The second term vanishes with the attack's ``c``. Beside the update it costs a gradient by the images,
+    and a forward and two backwards of the lower level.
 
     Only networks that are twice differentiable have it. A piecewise-linear one has no second derivative on the kinks,
     and on these the attack's solutions lie; at build such a network is refused.
 
     Args:
-        hessian: ``barrier`` takes the barrier's, a diagonal, as the paper does; ``whole`` the lower level's own, with
-            the network's part, which makes the gradient exact at a solution.
+        hessian: ``whole`` is the lower level's own, which makes the gradient exact at a solution; ``barrier`` the
+            barrier's part of it, a diagonal, which the paper takes for piecewise-linear networks. The latter is wrong
+            where a solution is inside of the box and the network bends, however small ``c`` is.
         solver_steps: of conjugate gradients for ``whole``; each costs a second derivative of the network.
     """
 
@@ -53,7 +54,7 @@ class Implicit(Gradient):
     derives_by_image = True
 
     def __init__(
-        self, *, hessian: Literal["barrier", "whole"] = "barrier", solver_steps: Annotated[int, "x >= 1"] = 10
+        self, *, hessian: Literal["whole", "barrier"] = "whole", solver_steps: Annotated[int, "x >= 1"] = 10
     ) -> None:
         super().__init__()
         self.hessian, self.solver_steps = hessian, solver_steps

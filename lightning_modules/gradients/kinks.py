@@ -38,7 +38,7 @@ def kinks(output: Tensor, image: Tensor) -> list[str]:
         >>> kinks(x.tanh().relu(), x), kinks(x.tanh(), x)
         (['ReLU'], [])
     """
-    users, waiting = dict[Any, list[Any]](), [output.grad_fn]
+    users, waiting = dict[Any, list[Any]](), [output.grad_fn] if output.grad_fn else []
     start: Any = None
     while waiting:
         node: Any = waiting.pop()

@@ -77,8 +77,8 @@ def test_with_the_whole_hessian_it_is_what_finite_differences_give(c):
     d = toy.solved(toy.theta, c)
     direct, cross = gradients(toy, c, d, steps=PIXELS)
     expected = toy.differences(lambda theta: (P * toy.loss(theta)(toy.solved(theta, c, d))).sum())
-    torch.testing.assert_close(direct + cross, expected, rtol=0, atol=2e-8)
-    assert (direct - expected).norm() > 1e3 * 2e-8, "the direct gradient alone is not it"
+    torch.testing.assert_close(direct + cross, expected, rtol=0, atol=1e-8)
+    assert (direct - expected).norm() > 1e5 * 1e-8, "the direct gradient alone is not it"
 
 
 def test_the_barriers_hessian_is_the_formula():
@@ -95,10 +95,13 @@ def test_the_barriers_hessian_is_the_formula():
 
 
 def test_it_vanishes_with_the_barrier():
-    """As on the page: the norm falls with c, and the cosine of the gradients with and without it goes to 1."""
+    """As on the page: the norm falls with c, and the cosine of the gradients with and without it goes to 1. That of the
+    barrier's Hessian alone does not vanish: where a solution is inside of the box, the network is what bends."""
     toy, norms, cosines = Toy(), [], []
     for c in (5e-2, 1e-2, 1e-3, 1e-4, 1e-6):
-        direct, cross = gradients(toy, c, toy.solved(toy.theta, c), steps=PIXELS)
+        d = toy.solved(toy.theta, c)
+        direct, cross = gradients(toy, c, d, steps=PIXELS)
+        assert gradients(toy, c, d, steps=0)[1].norm() > 0.02 * direct.norm()
         norms.append(float(cross.norm() / direct.norm()))
         cosines.append(float(torch.cosine_similarity(direct, direct + cross, 0)))
     assert norms == sorted(norms, reverse=True) and norms[0] > 0.05 and norms[-1] < 1e-4
@@ -120,7 +123,7 @@ def test_another_lower_level():
     (direct,) = torch.autograd.grad((P * outer(d)).sum(), theta)
 
     expected = toy.differences(lambda theta: (P * toy.loss(theta)(toy.solved(theta, c, d)) ** 2).sum())
-    torch.testing.assert_close(direct + cross, expected, rtol=0, atol=2e-8)
+    torch.testing.assert_close(direct + cross, expected, rtol=0, atol=1e-8)
 
 
 def test_a_parameter_that_nothing_depends_on_has_zeros():
