@@ -41,7 +41,7 @@ def known(monkeypatch):
 
 
 def told(monkeypatch, name, kind):
-    monkeypatch.setattr(checks, name, Stage(name, f"told.{kind}", {}))
+    monkeypatch.setattr(checks, name, Stage(name, kind, {}))
 
 
 @pytest.mark.parametrize("budget", ["fast", "standard"])
