@@ -1,15 +1,13 @@
 """A linear network whose robust accuracy is known in closed form, and attacks that do as they are told."""
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 
 from kernels.batch import Batch, Output
 from lightning_modules.attacks.base import BallAttack, Found
-from lightning_modules.evaluators import robust_checks
+from lightning_modules.evaluators import robust_sequence
 from lightning_modules.evaluators.base import EvaluationData
-from lightning_modules.evaluators.robust_sequence import SEQUENCES, Stage
+from lightning_modules.evaluators.robust_sequence import Stage
 
 IMAGES, SIZE = 60, 3
 
@@ -120,13 +118,14 @@ class Stray(Corner):
         return Found(image * float("nan"))
 
 
-ATTACKS = {one.__name__: one for one in (Idle, Corner, HalfWay, Lost, Outside, Mirror, Stray)}
-
-
 def install(monkeypatch, network, fast=(), standard=()):
     """Sequences of the attacks of this file, (name, class, keys) each, and Square that finds nothing."""
     Corner.network = network
-    monkeypatch.setattr(robust_checks, "FEW_QUERIES", replace(robust_checks.FEW_QUERIES, attack=Idle, keys={}))
+    told = {one.__name__: one for one in (Idle, Corner, HalfWay, Lost, Outside, Mirror, Stray)}
+    real = robust_sequence.attack_class
+    monkeypatch.setattr(
+        robust_sequence, "attack_class", lambda name: Idle if name == "Square" else told.get(name) or real(name)
+    )
     for budget, stages in (("fast", fast), ("standard", standard)):
-        made = tuple(Stage(name, ATTACKS[kind], keys, gradients=name != "Square") for name, kind, keys in stages)
-        monkeypatch.setitem(SEQUENCES, budget, made)
+        made = tuple(Stage(name, kind, keys, gradients=name != "Square") for name, kind, keys in stages)
+        monkeypatch.setitem(robust_sequence.SEQUENCES, budget, made)

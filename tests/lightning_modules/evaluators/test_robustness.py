@@ -59,7 +59,7 @@ def test_the_interval_is_wilsons(known):
 
 def test_l2_is_the_closed_form_away_from_the_border(known, monkeypatch):
     network, batch = known
-    monkeypatch.setitem(SEQUENCES, "fast", (Stage("PGD", PGD, {"steps": 10}, step=0.25),))
+    monkeypatch.setitem(SEQUENCES, "fast", (Stage("PGD", "PGD", {"steps": 10}, step=0.25),))
     far = network.distance(batch.image, batch.label, 2)
     clear = (far - 0.15).abs() > 0.01  # ten steps of PGD come no nearer to the best point of a sphere
     batch = batch.map(lambda t: t[clear])
@@ -106,7 +106,7 @@ def test_neither_the_size_nor_the_order_of_batches_matters(monkeypatch, limit):
     network = Linear(seed=1)
     network.weight.data *= 10
     install(monkeypatch, network)
-    monkeypatch.setitem(SEQUENCES, "fast", (Stage("PGD", PGD, {"steps": 3}, step=0.3),))
+    monkeypatch.setitem(SEQUENCES, "fast", (Stage("PGD", "PGD", {"steps": 3}, step=0.3),))
     batch = images(network)
     evaluator = RobustnessEvaluator(limit=limit, num_pictures=3, seed=5)
     other_seed = RobustnessEvaluator(limit=limit, num_pictures=3, seed=6)
@@ -273,7 +273,7 @@ def test_no_more_targets_than_other_classes(monkeypatch):
     made = []
     monkeypatch.setattr(Idle, "__init__", lambda self, **keys: made.append(keys))
     for classes in (2, 10, 100):
-        attack_of(Stage("x", Idle, {"targets": 9, "steps": 4}, step=0.5), 0.1, "l2", classes)
+        attack_of(Stage("x", "Idle", {"targets": 9, "steps": 4}, step=0.5), 0.1, "l2", classes)
     assert [keys["targets"] for keys in made] == [1, 9, 9]
     assert made[0] == {"eps": 0.1, "norm": "l2", "targets": 1, "steps": 4, "step_size": 0.05}
 
@@ -284,3 +284,20 @@ def test_a_batch_of_none_is_nothing(known):
     parts = data(batch, size=20)
     parts.batches.insert(1, Batch(batch.image[:0], batch.label[:0], batch.index[:0]))
     assert RobustnessEvaluator()(network, parts).metrics == whole
+
+
+@pytest.mark.parametrize("budget", ["fast", pytest.param("standard", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_shipped_sequences_reach_the_closed_form(budget, norm):
+    """Also with three classes, which are too few for the targeted DLR."""
+    pytest.importorskip("lightning_modules.attacks.apgd_dlr")
+    network = Linear(classes=3)
+    network.weight.data *= 10
+    batch = images(network, classes=3)
+    eps = EPS if norm == "linf" else 0.15
+    far = network.distance(batch.image, batch.label, 1 if norm == "linf" else 2)
+    clear = (far - eps).abs() > 0.02 * eps
+    batch, far = batch.map(lambda t: t[clear]), far[clear]
+    found = RobustnessEvaluator(budget=budget, eps=eps, norm=norm, curve=[])(network, data(batch, classes=3))
+    assert found.metrics["robust_accuracy"] == (far > eps).double().mean().item()
+    assert 0.1 < found.metrics["robust_accuracy"] < found.metrics["accuracy"] - 0.1
