@@ -44,6 +44,11 @@ class Implicit(Gradient):
             barrier's part of it, a diagonal, which the paper takes for piecewise-linear networks. The latter is wrong
             where a solution is inside of the box and the network bends, however small ``c`` is.
         solver_steps: of conjugate gradients for ``whole``; each costs a second derivative of the network.
+        start_epoch: 0-based; before it the gradient is that of the sum alone. The attack sees the network by the
+            running norm statistics, and those of the first updates are not yet its own.
+
+    Raises:
+        ValueError: a network that is not smooth, or a start behind the end of the run.
     """
 
     needs = frozenset({"barrier"})
@@ -54,13 +59,22 @@ class Implicit(Gradient):
     derives_by_image = True
 
     def __init__(
-        self, *, hessian: Literal["whole", "barrier"] = "whole", solver_steps: Annotated[int, "x >= 1"] = 10
+        self,
+        *,
+        hessian: Literal["whole", "barrier"] = "whole",
+        solver_steps: Annotated[int, "x >= 1"] = 10,
+        start_epoch: Annotated[int, "x >= 0"] = 1,
     ) -> None:
         super().__init__()
-        self.hessian, self.solver_steps = hessian, solver_steps
+        self.hessian, self.solver_steps, self.start_epoch = hessian, solver_steps, start_epoch
         self._looked = False
 
     def setup(self, context: Context) -> None:
+        if self.start_epoch >= context.max_epochs:
+            raise ValueError(
+                f"gradient=implicit can never act: gradient.start_epoch={self.start_epoch} (0-based) lies behind the "
+                f"{context.max_epochs} epochs of this run; lower it, or raise trainer.max_epochs"
+            )
         network: Any = context.network
         if context.image_size is not None:  # otherwise the first update looks
             _check_smooth(kinks_of(network, network.in_channels, context.image_size))
@@ -72,6 +86,10 @@ class Implicit(Gradient):
                 f"gradient=implicit differentiates the solution of attack=barrier, and this run's attack is "
                 f"{type(attack).__name__}; set attack=barrier"
             )
+        if seat.step.epoch < self.start_epoch:
+            for one in seat.passes():
+                seat.backward(sum_terms(one.terms))
+            return
         statistics = _statistics(network)  # those the attack saw: forwards of the update move them
         for one in seat.passes():
             total = sum_terms(one.terms)

@@ -61,10 +61,6 @@ class ClassWeights(Reweighting):
     def commit(self, result: Update, step: Step) -> None:
         self.counts.commit(result.batch.label, step)
 
-    def acted(self) -> bool:
-        """Classes of equal size have equal weights, which is no reweighting."""
-        return bool((self.weight_of_classes() - 1).abs().max() > 1e-6)
-
 
 def class_weights(count_C: Tensor, scheme: Scheme, beta: float = 0.999) -> Tensor:
     """One over the frequency, or over the effective number ``(1 - beta^n) / (1 - beta)``; scaled to a mean of 1.

@@ -35,6 +35,11 @@ class Softmax(Reweighting):
         return {name: loss.softmax(0) for name, loss in losses.items()}
 
 
+def implicit(**keys):
+    """From the first epoch on."""
+    return Implicit(start_epoch=0, **keys)
+
+
 def dot(ones, others):
     return sum((one * other).sum() for one, other in zip(ones, others, strict=True))
 
@@ -79,7 +84,7 @@ def test_ten_steps_equal_a_plain_loop(
 ):
     network, plain = make_network(), make_network()
     attack, far = Barrier(eps=EPS, c=C, steps=10), 0.0
-    gradient = Implicit(hessian=hessian, solver_steps=40)
+    gradient = implicit(hessian=hessian, solver_steps=40)
     parts = Parts(CrossEntropy(), attack=attack, gradient=gradient, reweighting=reweighting)
     optimizer, reference = (torch.optim.SGD(n.parameters(), 0.5, momentum=0.9) for n in (network, plain))
     for update in range(steps):
@@ -114,14 +119,19 @@ def test_without_barrier_it_is_plain_adversarial_training(make_network, make_bat
     for c in (1e-5, 1e-7, 1e-9):
         batch, attack = make_batch(range(8)), Barrier(c=c, steps=10)
         ours, first = gradients_of(
-            make_network(), batch, make_step, micro_batches, attack=attack, gradient=Implicit(solver_steps=5)
+            make_network(),
+            batch,
+            make_step,
+            micro_batches,
+            attack=attack,
+            gradient=implicit(solver_steps=5),
         )
         plain, second = gradients_of(make_network(), batch, make_step, micro_batches, attack=attack)
         assert torch.equal(first.whole().batch.image, second.whole().batch.image)
         assert torch.equal(first.terms["cross_entropy"], second.terms["cross_entropy"])
         far.append(max(float((a - b).abs().max()) for a, b in zip(ours, plain, strict=True)))
     assert far[0] > 1e-4 and far[2] < 1e-6 and all(50 < a / b < 200 for a, b in zip(far, far[1:], strict=False))
-    same, _ = gradients_of(make_network(), batch, make_step, attack=Barrier(eps=0.0), gradient=Implicit())
+    same, _ = gradients_of(make_network(), batch, make_step, attack=Barrier(eps=0.0), gradient=implicit())
     plain, _ = gradients_of(make_network(), batch, make_step, attack=Barrier(eps=0.0))
     assert all(torch.equal(a, b) for a, b in zip(same, plain, strict=True)), "without a ball, bit for bit"
 
@@ -131,7 +141,7 @@ def test_batch_norm_and_dropout(make_network, make_batch, make_step):
     network, attack = make_network(batch_norm=True, dropout=0.5).train(), Barrier(eps=EPS, c=C, steps=20)
     plain, batch = copy.deepcopy(network), make_batch(range(8))
     torch.manual_seed(7)
-    ours, _ = gradients_of(network, batch, make_step, attack=attack, gradient=Implicit(hessian="barrier"))
+    ours, _ = gradients_of(network, batch, make_step, attack=attack, gradient=implicit(hessian="barrier"))
     random = torch.get_rng_state()
 
     before = copy.deepcopy(plain).eval()  # the statistics of the attack
@@ -157,7 +167,7 @@ def test_an_objective_that_knows_the_clean_prediction(make_network, make_batch, 
     """objective=kl: the clean prediction too moves with the weights."""
     network, plain, batch = make_network(), make_network(), make_batch(range(8))
     attack = Barrier(eps=EPS, c=1e-3, steps=20, objective="kl")
-    ours, _ = gradients_of(network, batch, make_step, attack=attack, gradient=Implicit(hessian="barrier"))
+    ours, _ = gradients_of(network, batch, make_step, attack=attack, gradient=implicit(hessian="barrier"))
     d = (found_by(attack, plain, batch) - batch.image).requires_grad_(True)
     *direct, outer = torch.autograd.grad(
         cross_entropy(plain(batch.image + d).logits, batch.label), [*plain.parameters(), d]
@@ -177,7 +187,7 @@ def test_mixed_images_have_a_lower_level_of_their_own(make_network, make_batch, 
     mixing.num_classes = 3
     attack = Barrier(eps=EPS, c=C, steps=20)
     ours, result = gradients_of(
-        network, batch, make_step, mixing=mixing, attack=attack, gradient=Implicit(hessian="barrier")
+        network, batch, make_step, mixing=mixing, attack=attack, gradient=implicit(hessian="barrier")
     )
     seen = result.whole().batch
     mixed = batch.replace(image=seen.clean_image, label=seen.label)
@@ -197,7 +207,7 @@ def test_backbones_that_are_smooth(make_step, make_batch, name):
     batch = batch.replace(image=nn.functional.interpolate(batch.image, 32))
     assert kinks_of(network, 3, 32) == [] and network.training
     plain, _ = gradients_of(copy.deepcopy(network), batch, make_step, attack=Barrier(c=1e-3))
-    ours, _ = gradients_of(network, batch, make_step, attack=Barrier(c=1e-3), gradient=Implicit(solver_steps=3))
+    ours, _ = gradients_of(network, batch, make_step, attack=Barrier(c=1e-3), gradient=implicit(solver_steps=3))
     assert all(g.isfinite().all() for g in ours)
     assert not all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
 
@@ -219,7 +229,7 @@ def test_backbones_with_kinks_are_refused_at_build(make_context, name, found):
     context = make_context(network)
     object.__setattr__(context, "image_size", 32)
     with pytest.raises(ValueError, match="cannot work together:\n- .* computes with " + ", ".join(found)):
-        Implicit().setup(context)
+        implicit().setup(context)
     assert network.training
 
 
@@ -239,7 +249,7 @@ def test_a_network_that_nobody_looked_at_is_refused_by_the_first_update(make_net
     network = make_network()
     network.backbone.norm = nn.ReLU()
     with pytest.raises(ValueError, match="it computes with ReLU, which has no second derivative"):
-        gradients_of(network, make_batch(range(8)), make_step, attack=Barrier(), gradient=Implicit())
+        gradients_of(network, make_batch(range(8)), make_step, attack=Barrier(), gradient=implicit())
 
 
 class Clean(Loss):
@@ -256,20 +266,20 @@ class MapMixing(Mixing):
 
 def test_refusals(make_network, make_batch, make_step):
     with pytest.raises(ValueError, match="gradient needs barrier: an attack whose solution is a smooth function"):
-        Parts(CrossEntropy(), gradient=Implicit())
+        Parts(CrossEntropy(), gradient=implicit())
     with pytest.raises(ValueError, match="gradient needs barrier: .* take attack=barrier"):
-        Parts(CrossEntropy(), gradient=Implicit(), attack=PGD())
+        Parts(CrossEntropy(), gradient=implicit(), attack=PGD())
     with pytest.raises(ValueError, match="gradient cannot be combined with mixing: .* mixed feature maps"):
-        Parts(CrossEntropy(), gradient=Implicit(), attack=Barrier(), mixing=MapMixing())
-    parts = Parts(Clean(), gradient=Implicit(), attack=Barrier())
+        Parts(CrossEntropy(), gradient=implicit(), attack=Barrier(), mixing=MapMixing())
+    parts = Parts(Clean(), gradient=implicit(), attack=Barrier())
     with pytest.raises(ValueError, match="no term depends on the attacked image"):
         run_step(parts, make_batch(range(8)), make_step(make_network()))
-    parts = Parts(CrossEntropy(), gradient=Implicit(), attack=Barrier())
+    parts = Parts(CrossEntropy(), gradient=implicit(), attack=Barrier())
     parts.attack = PGD()
     with pytest.raises(ValueError, match="and this run's attack is PGD; set attack=barrier"):
         run_step(parts, make_batch(range(8)), make_step(make_network()))
     with pytest.raises(ValueError, match="solver_steps=0 is out of range; allowed: solver_steps >= 1"):
-        Implicit(solver_steps=0)
+        implicit(solver_steps=0)
 
 
 def test_other_gradients_get_images_as_they_are(make_network, make_batch, make_step):
@@ -284,3 +294,14 @@ def test_other_gradients_get_images_as_they_are(make_network, make_batch, make_s
 
     gradients_of(make_network(), make_batch(range(8)), make_step, 2, attack=Barrier(), gradient=Looks())
     assert isinstance(seen[0], Barrier) and seen[1:] == [(False, True)] * 2
+
+
+def test_before_its_start_it_is_the_sum(make_network, make_batch, make_step, make_context):
+    found = []
+    for gradient in (Sum(), Implicit(start_epoch=1)):
+        network, batch = make_network(), make_batch(range(8))
+        run_step(Parts(CrossEntropy(), attack=Barrier(), gradient=gradient), batch, make_step(network))
+        found.append([p.grad.clone() for p in network.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    with pytest.raises(ValueError, match="can never act: gradient.start_epoch=5 .0-based. lies behind the 5 epochs"):
+        Implicit(start_epoch=5).setup(make_context(network))

@@ -52,7 +52,7 @@ def test_ten_steps_equal_a_plain_loop(make_network, make_batch, make_step, make_
 
     plain_loop(plain, make_batch, scalar)
     check_equal(network, plain)
-    assert part.counts.counts.tolist() == [7, 2, 1] and part.acted(), "updates do not change them"
+    assert part.counts.counts.tolist() == [7, 2, 1], "updates do not change them"
 
 
 def test_without_prepare_classes_count_as_they_come(make_network, make_context, make_step):
@@ -60,7 +60,7 @@ def test_without_prepare_classes_count_as_they_come(make_network, make_context, 
     part.setup(make_context(make_network()))
     batch = Batch(torch.zeros(4, 0), torch.tensor([0, 0, 0, 1]), torch.arange(4))
     losses = {"a": torch.ones(4)}
-    assert part(losses, {}, batch, step)["a"].tolist() == [0.25] * 4 and not part.acted()
+    assert part(losses, {}, batch, step)["a"].tolist() == [0.25] * 4
     part.commit(Update({}, batch), step)
     assert part.counts.counts.tolist() == [3, 1, 0]
     expected = torch.tensor([1, 1, 1, 3]) * 3 / 7 / 4  # the third class counts as one of one
@@ -93,13 +93,6 @@ def test_counts_travel_in_the_state(make_network, make_context):
     assert fresh.counts.counts.tolist() == [7, 2, 1], "a resumed run does not count on"
     part.prepare(data_of([2] * 10))
     assert part.counts.counts.tolist() == [0, 0, 10], "a second look begins again"
-
-
-def test_equal_classes_are_no_reweighting(make_network, make_context):
-    part = ClassWeights()
-    part.setup(make_context(make_network()))
-    part.prepare(data_of([0, 1, 2] * 3))
-    assert not part.acted()
 
 
 def test_refusals():

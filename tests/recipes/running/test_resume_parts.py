@@ -72,6 +72,8 @@ def test_every_part_resumes_exactly(kind, name, tmp_path):
 def test_every_recipe_resumes_exactly(recipe, tmp_path):
     config = compose_config([f"recipe={recipe}"])
     quick = [word for name in config.get("regularizer", {}) for word in said(QUICK, "regularizer", name)]
+    if config.get("reweighting"):
+        quick += said(QUICK, "reweighting", config["reweighting"]["_target_"].split(".")[-2])
     pairs = ["data.samples_per_class=2"] if config["data"]["samples_per_class"] else []
     check(recipe, tmp_path, [*command([("backbone", "conv4")]), *pairs, *quick])
 
