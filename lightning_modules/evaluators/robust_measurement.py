@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -87,9 +88,11 @@ class RobustMeasurement(Measurement):
     def _attack(self, image: Tensor, label: Tensor, index: Tensor) -> None:
         own = self.settings
         with attacked(self.network) as victim:
+            start = perf_counter()
             logits = victim.logits(image)
             classes, right = logits.shape[1], logits.argmax(1) == label
-            self.costs[0] += Cost(victim.forwards)
+            bool(right.any())  # waits for the device, so that the time is that of the work
+            self.costs[0] += Cost(victim.forwards, 0, perf_counter() - start)
             samples = Samples(image, label, Draw(own.seed, 0, index))
             fell_at = self._sequence(victim, samples, right, classes)
             missed = self.checks.add(victim, samples, right, fell_at > len(self.stages), classes)
