@@ -65,6 +65,7 @@ def cross_term(
     c: float,
     outer: Tensor,
     solver_steps: int = 0,
+    rounding: float = 1e-15,
 ) -> Tensor:
     """A scalar whose gradient by the parameters behind ``raised`` is the cross term.
 
@@ -74,6 +75,7 @@ def cross_term(
         outer: ``p_i grad_d l_i``, like ``perturbation``.
         solver_steps: 0 for the Hessian of the barrier alone; else the whole one, by as many steps of conjugate
             gradients, each of which takes another derivative of the network.
+        rounding: relative error of a second derivative of ``raised``, where that is in lower precision than float64.
     """
     inner = perturbation.detach().requires_grad_(True)
     with torch.enable_grad():
@@ -87,11 +89,13 @@ def cross_term(
                 (found,) = torch.autograd.grad(gradient, inner, vector.to(gradient.dtype), retain_graph=True)
                 return found.double()
 
-            solved = solve(curvature, inverse, outer, solver_steps)
+            solved = solve(curvature, inverse, outer, solver_steps, rounding)
         return (gradient * solved.to(gradient.dtype)).sum()
 
 
-def solve(curvature: Callable[[Tensor], Tensor], inverse: Tensor, outer: Tensor, steps: int) -> Tensor:
+def solve(
+    curvature: Callable[[Tensor], Tensor], inverse: Tensor, outer: Tensor, steps: int, rounding: float = 1e-15
+) -> Tensor:
     """``(D^-1 - C)^-1 outer`` of each sample by conjugate gradients, scaled from both sides by ``sqrt(D)``.
 
     A sample in a direction in which its matrix is not positive (the perturbation is no minimum of the lower level)
@@ -102,6 +106,7 @@ def solve(curvature: Callable[[Tensor], Tensor], inverse: Tensor, outer: Tensor,
         inverse: the diagonal D, >= 0, ``[B, ...]``.
         outer: like ``inverse``.
         steps: of the method; the number of unknowns of a sample gives the exact solution.
+        rounding: relative error of ``curvature``; what is positive by less counts as not positive.
     """
     scale = inverse.sqrt()
     residual = scale * outer
@@ -110,7 +115,8 @@ def solve(curvature: Callable[[Tensor], Tensor], inverse: Tensor, outer: Tensor,
     for step in range(steps):
         image = direction - scale * curvature(scale * direction)
         bend = _dot(direction, image)
-        positive = bend > 0
+        straight = _dot(direction, direction)
+        positive = bend > rounding * (straight + (straight - bend).abs())
         if not step:
             found = torch.where(positive, found, residual)
         alive = alive & positive

@@ -67,6 +67,7 @@ class RobustValidation(Evaluator):
 
     reads_logits = True
     selects = ("pgd_accuracy",)
+    measures = ("pgd_accuracy", "accuracy")
 
     def __init__(
         self,

@@ -117,7 +117,8 @@ class Implicit(Gradient):
 
         low, high = bounds(batch.clean_image, attack.eps)
         steps = self.solver_steps if self.hessian == "whole" else 0
-        return cross_term(raised, batch.image.double() - clean, low, high, attack.c, outer, steps)
+        rounding = 10 * torch.finfo(batch.image.dtype).eps
+        return cross_term(raised, batch.image.double() - clean, low, high, attack.c, outer, steps, rounding)
 
 
 class _Differentiable(Victim):
@@ -131,12 +132,13 @@ class _Differentiable(Victim):
 def _as_attacked(network: nn.Module, statistics: dict[str, Tensor]) -> Iterator[Victim]:
     """The function that the attack climbed, to be derived twice: norms in eval mode, with these statistics.
 
-    The network itself is called, because a compiled one has no second derivative, and neither has fused attention.
+    The network itself is called, because a compiled one has no second derivative, and neither has fused attention; in
+    the precision of its weights, because a second derivative of rounded activations is noise.
     """
     modes = [(module, module.training) for module in network.modules()]
     try:
         network.eval()
-        with sdpa_kernel([SDPBackend.MATH]):
+        with sdpa_kernel([SDPBackend.MATH]), torch.autocast(next(network.parameters()).device.type, enabled=False):
             yield _Differentiable(lambda image: functional_call(network, statistics, (image,)))
     finally:
         for module, mode in modes:
