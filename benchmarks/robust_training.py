@@ -19,14 +19,15 @@ from benchmarks.timing import arguments, save
 from benchmarks.training_runs import results_of, train_all
 
 PGD = ["attack=pgd", "attack.steps=5", "attack.step_size=3/255"]
+HALF = "reweighting.start_epoch=HALF"
 CASES = {
     "at": PGD,
     "trades": ["loss=trades", *PGD, "attack.objective=kl", "attack.start=normal"],
     "mart": ["loss=mart", *PGD],
-    "gairat": [*PGD, "reweighting=gairat", "reweighting.start_epoch=8"],
-    "mail": [*PGD, "reweighting=mail", "reweighting.start_epoch=8"],
-    "dro_at_batch": [*PGD, "reweighting=kl_dro", "reweighting.level=batch", "reweighting.start_epoch=8"],
-    "dro_at": [*PGD, "reweighting=kl_dro", "reweighting.start_epoch=8"],
+    "gairat": [*PGD, "reweighting=gairat", HALF],
+    "mail": [*PGD, "reweighting=mail", HALF],
+    "dro_at_batch": [*PGD, "reweighting=kl_dro", "reweighting.level=batch", HALF],
+    "dro_at": [*PGD, "reweighting=kl_dro", HALF],
     "n_fgsm": ["attack=n_fgsm"],
 }
 METRICS = ("accuracy", "robust_accuracy", "worst_class", "tail_30")
@@ -35,11 +36,18 @@ METRICS = ("accuracy", "robust_accuracy", "worst_class", "tail_30")
 def words(case: list[str], root: str, epochs: int, images: int, seed: int) -> list[str]:
     """The command line of one run."""
     network = ["backbone=conv4", "backbone.kwargs.channels=[16,32,64]", "optimizer=sgd", "optimizer.lr=0.05"]
-    data = ["recipe=cifar_baseline", f"data.root={root}", "data.limit_train=5500", "data.val_fraction=0.1"]
+    data = [
+        "recipe=cifar_baseline",
+        f"data.root={root}",
+        "data.verify=false",
+        "data.limit_train=5500",
+        "data.val_fraction=0.1",
+    ]
     data += [f"data.limit_test={images}"]
     chosen = ["validation=[classification,robustness]", "select=[robustness/pgd_accuracy]"]
     tested = ["evaluator=[classification,robustness]", "evaluator.robustness.num_pictures=0"]
-    return [*data, *network, *chosen, *tested, f"trainer.max_epochs={epochs}", f"seed={seed}", *case]
+    half = [word.replace("HALF", str(epochs // 2)) for word in case]
+    return [*data, *network, *chosen, *tested, f"trainer.max_epochs={epochs}", f"seed={seed}", *half]
 
 
 def main() -> None:

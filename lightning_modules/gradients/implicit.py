@@ -105,11 +105,16 @@ class Implicit(Gradient):
                 "gradient=implicit: no term depends on the attacked image, so that there is nothing to differentiate "
                 "through; let the loss read the view main or adversarial, or take gradient=sum"
             )
-        clean = batch.clean_image.double()
+        if torch.finfo(batch.image.dtype).bits < 32:
+            raise ValueError(
+                f"gradient=implicit got images in {batch.image.dtype}, whose perturbations are rounded away from the "
+                "solution of the attack; give them in float32 (trainer.precision=32-true or bf16-mixed)"
+            )
+        clean, dtype = batch.clean_image.double(), torch.promote_types(batch.image.dtype, torch.float32)
         objective = attack.raised(victim, batch.clean_image, batch.label)
 
         def raised(perturbation: Tensor) -> Tensor:
-            logits = victim.logits((clean + perturbation).to(batch.image.dtype))
+            logits = victim.logits((clean + perturbation).to(dtype))
             if not self._looked:
                 _check_smooth(kinks(logits, perturbation))
                 self._looked = True
@@ -117,7 +122,7 @@ class Implicit(Gradient):
 
         low, high = bounds(batch.clean_image, attack.eps)
         steps = self.solver_steps if self.hessian == "whole" else 0
-        rounding = 10 * torch.finfo(batch.image.dtype).eps
+        rounding = 10 * torch.finfo(dtype).eps
         return cross_term(raised, batch.image.double() - clean, low, high, attack.c, outer, steps, rounding)
 
 
@@ -139,10 +144,17 @@ def _as_attacked(network: nn.Module, statistics: dict[str, Tensor]) -> Iterator[
     try:
         network.eval()
         with sdpa_kernel([SDPBackend.MATH]), torch.autocast(next(network.parameters()).device.type, enabled=False):
-            yield _Differentiable(lambda image: functional_call(network, statistics, (image,)))
+            state = {**dict(network.named_parameters()), **statistics}
+            state = {name: _wide(value) for name, value in state.items()}
+            yield _Differentiable(lambda image: functional_call(network, state, (_wide(image),)))
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _wide(value: Tensor) -> Tensor:
+    """In at least float32: a second derivative of half precision is noise."""
+    return value.to(torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value
 
 
 def _statistics(network: nn.Module) -> dict[str, Tensor]:

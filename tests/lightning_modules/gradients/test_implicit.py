@@ -305,3 +305,10 @@ def test_before_its_start_it_is_the_sum(make_network, make_batch, make_step, mak
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     with pytest.raises(ValueError, match="can never act: gradient.start_epoch=5 .0-based. lies behind the 5 epochs"):
         Implicit(start_epoch=5).setup(make_context(network))
+
+
+def test_images_in_half_precision_are_refused(make_network, make_batch, make_step):
+    network, batch = make_network(dtype=torch.bfloat16), make_batch(range(8), dtype=torch.bfloat16)
+    parts = Parts(CrossEntropy(), attack=Barrier(c=1e-3), gradient=implicit())
+    with pytest.raises(ValueError, match="got images in torch.bfloat16, whose perturbations are rounded away"):
+        run_step(parts, batch, make_step(network))
