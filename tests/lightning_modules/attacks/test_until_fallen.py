@@ -177,10 +177,10 @@ def test_of_survivors_the_best_run_is_kept():
     batch = network.right(images(30))
     before = None
     for restarts in (1, 2, 4):
-        found, _ = found_by(APGDCE(eps=0.004, steps=2, restarts=restarts), network, batch)
+        found, _ = found_by(APGDCE(eps=0.02, norm="l2", steps=1, restarts=restarts), network, batch)
         value = torch.nn.functional.cross_entropy(network(found).logits, batch.label, reduction="none").detach()
         value = value.where(~wrong(network, found, batch.label), torch.inf)
-        assert before is None or (value >= before).all()
+        assert before is None or ((value >= before).all() and (value > before).any()), "other starts"
         before = value
 
 
