@@ -86,7 +86,9 @@ def cross_term(
         if solver_steps:
 
             def curvature(vector: Tensor) -> Tensor:
-                (found,) = torch.autograd.grad(gradient, inner, vector.to(gradient.dtype), retain_graph=True)
+                along = vector.to(gradient.dtype)
+                # Zeros where the gradient does not depend on the perturbation, as that of a linear function.
+                (found,) = torch.autograd.grad(gradient, inner, along, retain_graph=True, materialize_grads=True)
                 return found.double()
 
             solved = solve(curvature, inverse, outer, solver_steps, rounding)

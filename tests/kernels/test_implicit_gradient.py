@@ -155,3 +155,16 @@ def test_conjugate_gradients_solve_each_sample(steps):
     alone = solve(lambda vector: (matrix[1:2] @ vector[..., None])[..., 0], diagonal[1:2], outer[1:2], steps)
     torch.testing.assert_close(alone[0], found[1])
     assert torch.equal(solve(curvature, diagonal, 0 * outer, 5), 0 * outer), "nothing to solve is no 0 / 0"
+
+
+def test_a_linear_lower_level_has_the_barriers_hessian():
+    toy = Toy()
+    theta = torch.linspace(-1, 1, PIXELS, dtype=torch.float64).requires_grad_(True)
+    d = (toy.low + toy.high) / 2
+    one, other = (
+        implicit_gradient(lambda d: d @ theta, [theta], d, toy.low, toy.high, 0.1, P, solver_steps=steps)[0]
+        for steps in (0, PIXELS)
+    )
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-14)
+    inverse = 1 / (0.1 / (toy.high - d) ** 2 + 0.1 / (d - toy.low) ** 2)
+    torch.testing.assert_close(one, (P[:, None] * inverse * theta).sum(0), rtol=0, atol=1e-14)
