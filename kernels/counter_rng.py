@@ -104,12 +104,12 @@ def uniform_like(image: Tensor, seed: int, epoch: int, index_B: Tensor, view_B: 
         stream: name of the use.
 
     Returns:
-        Odd multiples of 2**-25: never 0 nor 1, and the same numbers in float32 and float64.
+        Odd multiples of 2**-24: exact in float32, so never 0 nor 1, and the same numbers in float32 and float64.
     """
     key_B = bits(seed, epoch, index_B, view_B, [stream])[0].to(image.device)
     place_P = torch.arange(image[0].numel() if len(image) else 0, device=image.device)
     word_BP = mix(key_B[:, None] + place_P * _signed(GAMMA))
-    return (_shift(word_BP, 40).to(image.dtype) + 0.5).mul_(2.0**-24).view(image.shape)
+    return (_shift(word_BP, 41).to(image.dtype) + 0.5).mul_(2.0**-23).view(image.shape)
 
 
 def permutation(seed: int, epoch: int, count: int, stream: str = "order") -> Tensor:

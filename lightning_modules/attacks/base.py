@@ -39,7 +39,7 @@ class Draw:
         return uniform_like(image, self.seed, self.number, self.index, self.view, stream)
 
     def normal(self, image: Tensor, stream: str) -> Tensor:
-        """Standard normal, like ``image``; within 5.3, because there are 2**24 uniform numbers."""
+        """Standard normal, like ``image``; within 5.3, because there are 2**23 uniform numbers."""
         return torch.erfinv(2 * self.uniform(image, stream) - 1).mul_(2**0.5)
 
     def again(self, restart: int) -> Draw:

@@ -35,7 +35,7 @@ class Victim:
         """``[B, C]`` class scores in at least float32.
 
         Raises:
-            ValueError: the head gives none, or they are not finite.
+            ValueError: the head gives none.
         """
         return self._logits(image)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
+from kernels import counter_rng
 from kernels.perturbation import as_fraction
 from lightning_modules.attacks.base import Draw
 from lightning_modules.attacks.pgd import PGD
@@ -75,6 +76,18 @@ def test_exactly_in_the_ball(make_network, make_batch, norm, dtype, eps):
         assert (far <= size).all() and (far > 0.9 * size - 1e-9).all()
     if not size:
         assert torch.equal(x, batch.image)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_random_number_is_at_an_end(monkeypatch, dtype):
+    """All bits set, or none: a uniform number of 1 would be an infinite normal one, and an image that is no number."""
+    for word in (-1, 0):
+        monkeypatch.setattr(counter_rng, "mix", lambda _, word=word: torch.full((1, 75), word))
+        image = torch.zeros(1, 3, 5, 5, dtype=dtype)
+        draw = Draw(0, 0, torch.arange(1))
+        uniform = draw.uniform(image, "x")
+        assert uniform.dtype == dtype and ((uniform > 0) & (uniform < 1)).all()
+        assert draw.normal(image, "x").isfinite().all() and draw.normal(image, "x").abs().max() < 5.5
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
