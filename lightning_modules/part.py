@@ -41,7 +41,8 @@ class Context:
     ``batch_size`` counts the samples of an update over all processes, ``last_batch_size`` those of an epoch's last
     update; None where every process has equally many. ``val_is_query`` says which validation images (by
     ``Batch.index``) are queries and not of the gallery, None where all are both; ``val_classes`` names their classes.
-    ``networks`` are those beside the one in training, by name. ``attack_steps`` is how many steps the attack makes;
+    ``networks`` are those beside the one in training, by name. ``data_key`` is that of the training images without
+    augmentation (see ``ImageData.key``). ``attack_steps`` is how many steps the attack makes;
     ``image_size`` the side of the images in pixels; None where nobody says.
     """
 
@@ -56,6 +57,7 @@ class Context:
     val_is_query: Tensor | None = None
     val_classes: tuple[str, ...] = ()
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
+    data_key: Callable[[str], str] | None = None
     attack_steps: int | None = None
     image_size: int | None = None
 
@@ -94,7 +96,7 @@ class Part(RangeChecked, nn.Module):
             for it, in the order in which the loss names them.
         still: those of ``views`` whose forward leaves running norm statistics alone; the first part that reads a view
             says so, and the loss comes first.
-        maps: feature maps of the main view that it reads (see ``Network.forward``).
+        maps: feature maps that it reads of its views (see ``Network.forward``), of the main one where it names none.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()

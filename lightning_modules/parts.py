@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from lightning_modules.frozen import Frozen
 from lightning_modules.gradients.base import Gradient
 from lightning_modules.gradients.sum import Sum
 from lightning_modules.part import (
+    MAIN,
     Attack,
     Context,
     Loss,
@@ -86,7 +87,7 @@ class Parts(nn.Module):
         self.views = tuple(dict.fromkeys(view for part in readers for view in part.views))
         first = {view: part for part in reversed(readers) for view in part.views}
         self.still = frozenset(view for view, part in first.items() if view in part.still)
-        self.maps = tuple(dict.fromkeys(name for part in readers for name in part.maps))
+        self.maps = _maps(readers)
 
     @property
     def networks_read(self) -> frozenset[str]:
@@ -159,6 +160,15 @@ class Parts(nn.Module):
     def idle(self) -> list[str]:
         """Names of parts that never acted."""
         return [name for name, part in self.named() if not part.acted()]
+
+
+def _maps(readers: Sequence[Part]) -> dict[str, tuple[str, ...]]:
+    """The feature maps that are read of each view."""
+    found: dict[str, dict[str, None]] = {}
+    for part in readers:
+        for view in (part.views or (MAIN,)) if part.maps else ():
+            found.setdefault(view, {}).update(dict.fromkeys(part.maps))
+    return {view: tuple(names) for view, names in found.items()}
 
 
 def _parts(others: Mapping[str, Part]) -> dict[str, Part]:

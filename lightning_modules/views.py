@@ -47,7 +47,8 @@ def forward_views(parts: Parts, batch: Batch, step: Step) -> dict[str, Output]:
         module = step.network_of(network)
         forward = step.forward if network == MAIN else module
         moves = not parts.still.issuperset(views)
-        maps: dict[str, Any] = {"want_maps": parts.maps} if parts.maps and MAIN in views else {}
+        wanted = tuple(dict.fromkeys(name for view in views for name in parts.maps.get(view, ())))
+        maps: dict[str, Any] = {"want_maps": wanted} if wanted else {}
         with nullcontext() if moves else norm_statistics_frozen(module):
             image = batch.shown(split_view(views[0])[1])
             output = forward(image, label=batch.label, mix_map=mix_map if mixed else None, **maps)

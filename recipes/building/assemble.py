@@ -11,8 +11,9 @@ from datamodules.base import ImageData
 from kernels.ranges import range_checked
 from lightning_modules.evaluators.base import Evaluator
 from lightning_modules.network import Network
-from lightning_modules.part import Context, Loss
+from lightning_modules.part import MAIN, Context, Loss
 from lightning_modules.parts import Parts
+from lightning_modules.teaching.live import Live
 from recipes.building.fits import check_fit
 from recipes.building.further_networks import FurtherNetworks
 from recipes.building.initialization import built_network
@@ -21,6 +22,7 @@ from recipes.building.probe import check_takes
 from recipes.configuration.boundary import refusing
 from recipes.configuration.catalogue import holds_several
 from recipes.configuration.problems import ConfigError
+from recipes.configuration.stages import listed
 from recipes.processes.stop import seconds
 from recipes.running.directory import stage_beside
 from recipes.running.run import Run
@@ -55,7 +57,8 @@ def assemble(
     evaluator: dict[str, Part] | None = None,
     callback: dict[str, Part] | None = None,
     init: str | None = None,
-    teacher: str | None = None,
+    teacher: str | list[str] | None = None,
+    teaching: Part | None = None,
     peer: str | None = None,
     seed: Annotated[int, "0 <= x <= 4294967295"] = 0,
     name: str | None = None,
@@ -79,7 +82,8 @@ def assemble(
         select: metrics of the validation that decide which epoch is the best; None for what its evaluators select by.
         noise, mixing, attack, reweighting, gradient: one part or None.
         init: a network by reference (see ``recipes.building.networks``) whose weights this one starts from.
-        teacher: one that is frozen, for parts that read ``teacher/main``.
+        teacher: one that is frozen, for parts that read ``teacher/main``; of several the logits are averaged.
+        teaching: how it is looked at; None for one that is computed in every update.
         peer: a second one that is trained, for parts that read ``peer/main``; a name is a new one of that backbone.
         seed: of initialization, order, augmentation and every draw of a part.
         name: of the run directory.
@@ -106,17 +110,20 @@ def assemble(
             raise ConfigError([data_module.absent])
         # The weights of a run that goes on are in its checkpoint: what it began with is not needed again.
         goes_on = resume is not None and any((resume / "checkpoints").glob("last*.ckpt"))
-        init, teacher, peer = (stage_beside(reference, resume) for reference in (init, teacher, peer))
+        init, peer = (stage_beside(reference, resume) for reference in (init, peer))
+        teachers = [str(stage_beside(reference, resume)) for reference in listed(teacher)]
         network, reports, loaded = built_network(backbone, surgery or {}, head, init, data_module, goes_on)
         further = FurtherNetworks(data_module, seed, goes_on)
-        if teacher is not None:
-            further.add_teacher(teacher)
+        if teachers:
+            further.add_teacher(teachers, make(teaching, group="teaching") if teaching else Live())
+        elif teaching is not None:
+            raise ValueError("teaching says how a teacher is looked at, and there is none; set teacher=, or ~teaching")
         if peer is not None:
             further.add_peer(peer, backbone, surgery or {}, head)
         seats = {"mixing": mixing, "attack": attack}
         seats |= {"reweighting": reweighting, "gradient": gradient}
         parts = _parts(network, loss, regularizer, seats, others, further)
-        check_takes(network, data_module.channels, data_module.image_size, parts.maps)
+        check_takes(network, data_module.channels, data_module.image_size, parts.maps.get(MAIN, ()))
         context = _context(data_module, network, trainer["max_epochs"], seed)
         makers = maker(optimizer, "optimizer"), maker(schedule, "schedule")
         validating = _each("validation", validation) or None
@@ -164,6 +171,7 @@ def _context(data: ImageData, network: Network, max_epochs: int, seed: int) -> C
         last_batch_size=data.order.samples_of(data.steps_per_epoch - 1),
         val_is_query=data.val_is_query,
         val_classes=data.classes_of("val"),
+        data_key=data.key,
         image_size=data.image_size,
     )
 

@@ -10,11 +10,11 @@ from torch import nn
 
 from datamodules.base import ImageData
 from datamodules.labels.unicode_form import same_names
-from lightning_modules.frozen import Frozen
 from lightning_modules.network import Network
 from lightning_modules.part import split_view
 from lightning_modules.parts import Parts
 from lightning_modules.picked import Picked
+from lightning_modules.teaching.base import Teaching
 from recipes.building.make import build_network, make, without_pretrained
 from recipes.building.networks import Reference, is_name, network_of, order_of
 from recipes.building.probe import check_takes
@@ -43,22 +43,37 @@ class FurtherNetworks:
         self.lines: list[str] = []
         self._why_no_logits = ""
 
-    def add_teacher(self, reference: str) -> None:
+    def add_teacher(self, references: Sequence[str], teaching: Teaching) -> None:
         """A frozen network with the classes of the run, in its order; one with others gives no logits.
 
+        Args:
+            references: of one network, or of several whose logits are averaged.
+            teaching: how they are looked at.
+
         Raises:
-            ValueError: it does not take the images of the run.
+            ValueError: one does not take the images of the run; several, of which one gives no logits.
         """
-        found = network_of(reference, "teacher", self.data.channels)
-        network = found.network
-        if found.classifies:
-            network = self._with_classes(found)
-        check_takes(network, self.data.channels, self.data.image_size, key="teacher")
-        size = (found.preprocessing or {}).get("image_size", self.data.image_size)
-        self._say(f"teacher={reference} (sha256 {found.checksum[:12]}), frozen")
-        if size != self.data.image_size:
-            self._say(f"teacher: made for images of {size} pixels, it sees {self.data.image_size}")
-        self.networks["teacher"] = Frozen(network)
+        networks, sizes = [], []
+        for reference in references:
+            found = network_of(reference, "teacher", self.data.channels)
+            network = self._with_classes(found) if found.classifies else found.network
+            own = (found.preprocessing or {}).get("image_size")
+            size = teaching.size(own)
+            seen = size or self.data.image_size
+            check_takes(network, self.data.channels, seen, key="teacher")
+            self._say(f"teacher={reference} (sha256 {found.checksum[:12]}), frozen")
+            if own not in (None, seen):
+                self._say(f"teacher: made for images of {own} pixels, it sees {seen}")
+            elif seen != self.data.image_size:
+                self._say(f"teacher: it sees the images of {self.data.image_size} pixels resized to {seen}")
+            if "logits" not in network.head.gives and len(references) > 1:
+                why = self._why_no_logits or "it has no classifier"
+                raise ValueError(
+                    f"the logits of several teachers are averaged, and {reference} gives none: {why}; leave it out"
+                )
+            networks.append(network)
+            sizes.append(size)
+        self.networks["teacher"] = teaching.teacher(networks, sizes)
 
     def add_peer(self, reference: str, backbone: Part, surgery: dict[str, Part], head: Part) -> None:
         """A second network to train.

@@ -15,6 +15,7 @@ from recipes.building.assemble import assemble
 from recipes.configuration.boundary import refusing
 from recipes.configuration.compose import to_yaml
 from recipes.configuration.problems import ConfigError
+from recipes.configuration.stages import listed
 from recipes.processes.lock import alone_in
 from recipes.processes.stop import Stopped, StopRequest, seconds
 from recipes.running.directory import is_finished, open_directory, write_json, write_status, write_text
@@ -60,7 +61,8 @@ def assemble_stages(
     problems = list[str]()
     for stage, part in stages.items():
         finished = resume is not None and is_finished(resume / stage)
-        if VARIABLE in os.environ or finished or part.get("teacher") in stages or part.get("peer") in stages:
+        read = [*listed(part.get("teacher")), part.get("peer")]
+        if VARIABLE in os.environ or finished or any(reference in stages for reference in read):
             continue  # a stage to come has no weights yet, and parts may read them
         try:
             begins = None if part.get("init") in stages else part.get("init")

@@ -110,8 +110,7 @@ def _reference_problems(configs: dict[str, Config]) -> list[str]:
     for number, (name, config) in enumerate(configs.items()):
         before = names[:number]
         known = f"it may name {', '.join(before)}" if before else "it is the first and names none"
-        for key in REFERENCES:
-            reference = config.get(key)
+        for key, reference in ((key, one) for key in REFERENCES for one in listed(config.get(key))):
             said = f"stage {name}: {key}={reference}"
             if reference in names[number:]:
                 which = "the stage itself" if reference == name else "a later stage"
@@ -119,6 +118,11 @@ def _reference_problems(configs: dict[str, Config]) -> list[str]:
             elif reference not in before and isinstance(reference, str) and not _is_elsewhere(reference):
                 problems.append(f"{said} is no stage before it, no file or folder and no model of timm; {known}")
     return problems
+
+
+def listed(references: Any) -> list[Any]:
+    """The references of a key that takes one, several or none."""
+    return references if isinstance(references, list) else [] if references is None else [references]
 
 
 def _is_elsewhere(reference: str) -> bool:

@@ -20,6 +20,7 @@ from lightning_modules.evaluators.feature_cache import FeatureCache
 from lightning_modules.evaluators.result import Evaluation
 from lightning_modules.surgery.changes import is_module_line
 from lightning_modules.tasks.task import Task
+from lightning_modules.teaching.teacher import Teacher
 from recipes.checkpoints.form import check_evaluable, check_resumable
 from recipes.checkpoints.load import CheckpointStore
 from recipes.configuration.boundary import begun, explanation, first_line, ran_out_of_memory, write_traceback
@@ -40,6 +41,7 @@ from recipes.running.directory import (
 from recipes.running.going_on import check_same, load_stored, where
 from recipes.running.keeper import Keeper
 from recipes.running.recorder import Recorder
+from recipes.running.teacher_check import check_teacher, read_teacher
 from recipes.running.test_data import test_data
 
 
@@ -161,6 +163,8 @@ class Run:
             # For status.json, where a stop comes before training; the keeper sets them in every process.
             (self.task.epoch, self.task.batches_done), self.task.update = content["position"], content["update"]
             print(f"going on from {path}: {where(content)}", flush=True)
+        elif isinstance(teacher := dict(self.task.parts.networks.items()).get("teacher"), Teacher):
+            check_teacher(teacher, self.data, self.trainer.strategy.root_device, directory)
         recorder = Recorder(directory, content["record"] if content else None)
         keeper = self._keeper(recorder, content, path, stop)
         try:
@@ -312,6 +316,7 @@ class Run:
             "updates": rows[-1]["update"] if rows else 0,
             "parts": self.task.parts.report(),
             **self.task.guard.report(),
+            **(read_teacher(self.directory) if self.directory else {}),
             "parameters": sum(p.numel() for p in self.task.network.parameters()),
             "wall_seconds": recorder.seconds,
             "train_seconds": train_seconds,
