@@ -8,9 +8,22 @@ from lightning_modules.part import MAIN, Attack, Loss, Mixing, Part, Reweighting
 from lightning_modules.reweightings.uniform import Uniform
 
 #: What a part can ask for. ``index`` is in every batch.
-NEEDS = frozenset({"attack", "barrier", "hard_labels", "logits", "embedding", "index", "pair_form", "survived_steps"})
+NEEDS = frozenset(
+    {
+        "attack",
+        "auxiliary_logits",
+        "barrier",
+        "embedding",
+        "hard_labels",
+        "index",
+        "logits",
+        "pair_form",
+        "survived_steps",
+    }
+)
 _HOW = {
     "logits": "choose a head that gives them, such as head=linear",
+    "auxiliary_logits": "choose a head that gives them in training, head=dual",
     "embedding": "choose a head that gives one, such as head=embedding",
     "pair_form": "choose a loss on pairs that can be mixed (loss=multi_similarity, contrastive, proxy_anchor, ...)",
     "attack": "add one with attack=NAME",
@@ -46,6 +59,7 @@ def check_composition(named: Sequence[tuple[str, Part]], networks: Collection[st
         problems += [f"{name}: {objection}" for objection in part.objections(loss)]
         lacks = {view: lack for view in part.views if (lack := _lack(view, named, networks))}
         problems += [f"{name} reads the view {view!r}, and {lack}" for view, lack in lacks.items()]
+    problems += _of_auxiliary(named)
     if problems:
         raise ValueError("these parts cannot work together:\n- " + "\n- ".join(problems))
 
@@ -63,6 +77,17 @@ def _of_loss(loss: Loss, reweighting: Reweighting | None) -> list[str]:
             "with ~reweighting"
         )
     return problems
+
+
+def _of_auxiliary(named: Sequence[tuple[str, Part]]) -> list[str]:
+    """A second classifier from which nothing learns is none."""
+    gives = any("auxiliary_logits" in part.gives for _, part in named)
+    if not gives or any("auxiliary_logits" in part.needs for _, part in named):
+        return []
+    return [
+        "head has an auxiliary classifier, and no part of this run reads it, so that it would learn nothing; choose a "
+        "term with head=auxiliary, such as regularizer=[binary_kl_norm] with teacher=REFERENCE, or head=linear"
+    ]
 
 
 def _lack(view: str, named: Sequence[tuple[str, Part]], networks: Collection[str]) -> str | None:
@@ -88,7 +113,7 @@ def _missing(need: str, named: Sequence[tuple[str, Part]], effects: set[str]) ->
             return "mixes_labels" in effects
         case "pair_form":
             return all(part.pair_form is None for _, part in named if isinstance(part, Loss))
-        case "logits" | "embedding":
+        case "logits" | "embedding" | "auxiliary_logits":
             return any(need not in part.gives for name, part in named if name == "head")
     return False
 

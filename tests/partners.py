@@ -9,7 +9,7 @@ from functools import cache
 
 import yaml
 
-from recipes.configuration.catalogue import CONFIGS, header, holds_several
+from recipes.configuration.catalogue import CONFIGS, header, holds_several, is_group
 
 PARTNERS, QUICK = "partners", "quick"
 
@@ -27,18 +27,23 @@ def command(chosen, base=()):
         chosen: (group, name) of each part; several of one group where the group is a list.
         base: words that come first; any of a group that is chosen, or that a partner is of, gives way.
     """
-    groups, keys = {}, []
+    groups, keys, appended = {}, [], {}
     asked = [word for part in chosen for word in said(PARTNERS, *part)]
     taken = {group for group, _ in chosen}
     for word in [*base, *(word for word in asked if word.partition("=")[0].partition(".")[0] not in taken)]:
         key, _, value = word.partition("=")
-        if "." in key:
+        if key.startswith("+"):
+            appended.setdefault(key[1:], []).append(value)
+        elif "." in key:
             keys.append(word)
         else:
             groups[key] = value
     for group, name in chosen:
         others = [other for kind, other in chosen if kind == group]
         groups[group] = f"[{','.join(others)}]" if holds_several(group) else name
+    for group, added in appended.items():
+        there = [name for name in groups.get(group, "").strip("[]").split(",") if name]
+        groups[group] = f"[{','.join(dict.fromkeys([*there, *added]))}]"
     standing = [(group, name) for group, value in groups.items() for name in value.strip("[]").split(",") if name]
     quick = [word for part in standing for word in said(QUICK, *part)]
     return [*(f"{group}={value}" for group, value in groups.items()), *quick, *keys]
@@ -63,6 +68,8 @@ def configure(words):
 
 
 def _of_group(group, value):
+    if not is_group(group):  # such as teacher=REFERENCE
+        return value
     if isinstance(value, list):
         return {name: node(group, name) for name in value}
     return None if value is None else node(group, value)

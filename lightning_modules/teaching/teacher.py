@@ -76,8 +76,7 @@ class Ensemble(nn.Module):
         cast = torch.autocast(image.device.type, _DTYPES[self.precision]) if self.precision else nullcontext()
         with cast:
             outputs = [
-                forward(_sized(image, size), **keys)
-                for forward, size in zip(self._forwards, self.sizes, strict=True)
+                forward(_sized(image, size), **keys) for forward, size in zip(self._forwards, self.sizes, strict=True)
             ]
         if not self.several:
             return _widened(outputs[0]) if self.precision else outputs[0]

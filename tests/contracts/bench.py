@@ -19,6 +19,7 @@ from lightning_modules.part import Context
 from lightning_modules.parts import Parts
 from lightning_modules.step import run_step
 from lightning_modules.surgery.base import operate
+from lightning_modules.teaching.live import Live
 from recipes.building.make import make
 from recipes.configuration.catalogue import CONFIGS, holds_several
 
@@ -27,7 +28,7 @@ PARTS_OF_A_STEP = ("attack", "gradient", "head", "loss", "mixing", "regularizer"
 #: What else decides how weights move: the bench trains these too.
 AROUND_A_STEP = ("backbone", "optimizer", "schedule", "surgery")
 #: Kinds with contracts of their own beside the bench: test_data, test_evaluators; all of them are in the matrix.
-BESIDE = ("callback", "data", "evaluator", "noise", "task", "trainer", "validation")
+BESIDE = ("callback", "data", "evaluator", "noise", "task", "teaching", "trainer", "validation")
 EPOCHS, SIZE, CLASSES, TRAIN = 4, 8, 3, 40
 
 
@@ -74,12 +75,18 @@ class Bench:
         self.network = self._network(make_network, seed).to(dtype)
         seats = {kind: self._make(kind) for kind in PARTS_OF_A_STEP if kind not in ("head", "regularizer")}
         regularizers = {name: make(part, group="regularizer") for name, part in self._several("regularizer")}
-        self.parts = Parts(seats.pop("loss") or CrossEntropy(), regularizers, **seats, head=self.network.head)
-        self.parts.setup(context(self.network))
+        networks = {"teacher": self._teacher(make_network, dtype)} if self.nodes.get("teacher") else {}
+        loss, head = seats.pop("loss") or CrossEntropy(), self.network.head
+        self.parts = Parts(loss, regularizers, **seats, head=head, networks=networks)
+        self.parts.setup(context(self.network, networks))
         trained = [*self.network.parameters(), *owned(self.parts)]
         self.optimizer = self._make("optimizer", self.network, self.parts) or torch.optim.SGD(trained, 0.1, 0.9)
         self.schedule = self._make("schedule", self.optimizer, 2 * EPOCHS)
         self.dtype, self.autocast, self.history = dtype, autocast, []
+
+    def _teacher(self, make_network, dtype):
+        """Another network of the same classes; its weights are its own."""
+        return (self._make("teaching") or Live()).teacher([make_network(seed=7, dtype=dtype)], [None])
 
     def _several(self, kind):
         return (self.nodes.get(kind) or {}).items()
@@ -119,7 +126,8 @@ class Bench:
 
     def tensors(self):
         """Everything training has changed: weights, and state of the parts."""
-        return [*self.network.state_dict().values(), *self.parts.state_dict().values()]
+        both = [*self.network.state_dict().values(), *self.parts.state_dict().values()]
+        return [value for value in both if isinstance(value, torch.Tensor)]  # of a teacher there is a checksum
 
     def weights(self):
         return list(self.network.parameters())
@@ -134,8 +142,8 @@ def owned(parts):
     return [p for p in parts.parameters() if p.requires_grad]
 
 
-def context(network):
-    return Context(CLASSES, TRAIN, max_epochs=EPOCHS, steps_per_epoch=2, network=network)
+def context(network, networks):
+    return Context(CLASSES, TRAIN, max_epochs=EPOCHS, steps_per_epoch=2, network=network, networks=networks)
 
 
 def canonical(index, epoch=0, dtype=torch.float32):

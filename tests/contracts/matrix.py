@@ -9,12 +9,13 @@ from unittest.mock import patch
 import sets
 import torch
 from bench import ALL, finite, kinds
-from partners import PARTNERS, command, configure, said
+from partners import PARTNERS, command, configure, node, said
 
 import recipes.building.assemble as assembly
 from kernels.batch import Step
 from lightning_modules.evaluators.base import EvaluationData, evaluate_all
 from lightning_modules.step import run_step
+from recipes.building.further_networks import FurtherNetworks
 from recipes.building.initialization import built_network
 from recipes.building.make import make, make_data
 from recipes.building.probe import check_takes
@@ -99,7 +100,8 @@ def assembled(words):
     nodes = configure(words)
     nodes["trainer"] |= {"max_epochs": 2, "accelerator": "cpu"}
     nodes["data"] = sets.settings(next(word.removeprefix("data=") for word in words if word.startswith("data=")))
-    with patch.multiple(assembly, make=_make, make_data=_data, built_network=_network, check_takes=_probe):
+    teaching = patch.object(FurtherNetworks, "add_teacher", _add_teacher)
+    with teaching, patch.multiple(assembly, make=_make, make_data=_data, built_network=_network, check_takes=_probe):
         return assembly.assemble(recipe="matrix", **nodes)
 
 
@@ -131,6 +133,14 @@ def _network(backbone, surgery, head, init, data, goes_on):
     )
     network.made_of = key
     return network, reports, loaded
+
+
+def _add_teacher(further, references, teaching):
+    """A small network of the data's classes, untrained."""
+    data = further.data
+    part = {**node("backbone", "conv4"), "in_channels": data.channels}
+    network = _network(part, {}, node("head", "linear"), None, data, False)[0]
+    further.networks["teacher"] = teaching.teacher([network], [None])
 
 
 def _probe(network, *facts):
