@@ -55,10 +55,10 @@ class Ensemble(nn.Module):
     @property
     def gives(self) -> frozenset[str]:
         """What the output has: ``logits``, ``embedding``, ``features``."""
-        first: Any = self.networks[0]
+        networks: list[Any] = list(self.networks)
         if not self.several:
-            return first.head.gives | {"features"}
-        return frozenset({"logits"}) if all("logits" in one.head.gives for one in self.networks) else frozenset()
+            return networks[0].head.gives | {"features"}
+        return frozenset({"logits"}) if all("logits" in one.head.gives for one in networks) else frozenset()
 
     @property
     def num_features(self) -> int | None:
@@ -81,10 +81,12 @@ class Ensemble(nn.Module):
         if not self.several:
             return _widened(outputs[0]) if self.precision else outputs[0]
         logits = [output.logits for output in outputs if output.logits is not None]
-        total = at_least_float32(logits[0]) if len(logits) == len(outputs) else None
-        for other in logits[1:] if total is not None else ():
+        if len(logits) < len(outputs):
+            return Output()
+        total = at_least_float32(logits[0])
+        for other in logits[1:]:
             total = total + other
-        return Output(logits=None if total is None else total / len(outputs))
+        return Output(logits=total / len(outputs))
 
 
 class Teacher(Frozen):
