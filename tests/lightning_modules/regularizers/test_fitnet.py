@@ -90,7 +90,7 @@ def test_values_by_loops():
     found = value_of(term, Output(maps={"final": s}), Output(maps={"final": t}), torch.zeros(2).long())
     for i in range(2):
         squares = [float((s[i, n, d] - t[i, n, d]) ** 2) for n in range(4) for d in range(3)]
-        assert float(found[i]) == pytest.approx(100 * sum(squares) / len(squares))
+        assert found[i].item() == pytest.approx(100 * sum(squares) / len(squares))
 
 
 def test_channels_may_come_last():
