@@ -10,7 +10,7 @@ from recipes.configuration.problems import ConfigError
 from recipes.processes.stop import Stopped
 from recipes.running.self_check import differing
 
-SMALL = ["backbone=conv4", "backbone.kwargs.channels=[4,8]", "data.limit_train=24", "trainer.max_epochs=2"]
+SMALL = ["backbone=conv4", "data.limit_train=24", "trainer.max_epochs=2", "evaluator=[]"]
 UNTAUGHT = ["teaching=live", "teaching.check=false"]  # a few updates leave a teacher at chance level
 TERMS = ["head=dual", "regularizer=[binary_kl_norm,fitnet,crd]", "regularizer.binary_kl_norm.head=auxiliary"]
 TERMS += ["regularizer.crd.dim=8", "regularizer.fitnet.stop_epoch=1"]
@@ -20,10 +20,9 @@ TERMS += ["regularizer.crd.dim=8", "regularizer.fitnet.stop_epoch=1"]
 def build(tmp_path_factory):
     output = tmp_path_factory.mktemp("runs")
 
-    def make(name, *words):
-        return recipes.build(
-            "grocery_baseline", [*TINY, *SMALL, "evaluator=[]", f"output={output}", f"name={name}", *words]
-        )
+    def make(name, *words, channels="[4,8]"):
+        common = [*TINY, *SMALL, f"backbone.kwargs.channels={channels}", f"output={output}"]
+        return recipes.build("grocery_baseline", [*common, f"name={name}", *words])
 
     make.output = output
     return make
@@ -31,7 +30,7 @@ def build(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(build):
-    run = build("teacher", "seed=7", "backbone.kwargs.channels=[4,6]")
+    run = build("teacher", "seed=7", channels="[4,6]")
     run.run()
     return f"teacher={run.directory}"
 
@@ -45,12 +44,10 @@ def test_trained_modules_and_banks_resume_bit_for_bit(build, teacher):
     whole, again = (last(build.output, "grocery_baseline", name) for name in ("whole", "broken"))
     assert not (found := [line for line in differing(whole, again) if "config" not in line]), found[:5]
     state = whole["training"]["task"]
-    labels = state["parts.regularizers.crd.labels"]
-    assert int((labels >= 0).sum()) == len(labels) or int((labels < 0).sum()) > 0
+    assert (state["parts.regularizers.crd.labels"] >= 0).any()
     assert state["parts.regularizers.crd._extra_state"].tolist() == [True, True], "labels and constants are known"
-    assert not any(
-        "regularizers" in name for name in load_checkpoint(build.output / "grocery_baseline" / "whole")["network"]
-    )
+    taken = load_checkpoint(build.output / "grocery_baseline" / "whole")["network"]
+    assert not any("regularizers" in name for name in taken), "the network is without them"
 
 
 def test_a_batch_that_is_cut_is_refused(build, teacher):
@@ -59,9 +56,8 @@ def test_a_batch_that_is_cut_is_refused(build, teacher):
 
 
 def test_a_map_that_cannot_be_reached_is_refused(build, teacher):
-    words = ["regularizer=[fitnet]", "backbone.kwargs.channels=[4,4,4,8]", *UNTAUGHT, teacher]
     with pytest.raises(ConfigError, match="- fitnet: the final map of the student is .* its regressor reaches maps"):
-        build("far", *words)
+        build("far", "regularizer=[fitnet]", *UNTAUGHT, teacher, channels="[4,4,4,8]")
 
 
 def test_of_several_teachers_there_are_no_features(build, teacher):
