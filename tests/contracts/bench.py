@@ -143,7 +143,8 @@ def owned(parts):
 
 
 def context(network, networks):
-    return Context(CLASSES, TRAIN, max_epochs=EPOCHS, steps_per_epoch=2, network=network, networks=networks)
+    sizes = {"max_epochs": EPOCHS, "steps_per_epoch": 2, "image_size": 5}
+    return Context(CLASSES, TRAIN, network=network, networks=networks, **sizes)
 
 
 def canonical(index, epoch=0, dtype=torch.float32):

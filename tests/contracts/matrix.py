@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache, partial
 from itertools import combinations, islice, product
 from unittest.mock import patch
@@ -101,8 +102,14 @@ def assembled(words):
     nodes["trainer"] |= {"max_epochs": 2, "accelerator": "cpu"}
     nodes["data"] = sets.settings(next(word.removeprefix("data=") for word in words if word.startswith("data=")))
     teaching = patch.object(FurtherNetworks, "add_teacher", _add_teacher)
-    with teaching, patch.multiple(assembly, make=_make, make_data=_data, built_network=_network, check_takes=_probe):
+    replaced = {"make": _make, "make_data": _data, "built_network": _network, "check_takes": _probe}
+    with teaching, patch.multiple(assembly, **replaced, _context=partial(_context, assembly._context)):
         return assembly.assemble(recipe="matrix", **nodes)
+
+
+def _context(of_run, data, *given):
+    """That of the images that are trained on."""
+    return replace(of_run(data, *given), image_size=min(data.image_size, PIXELS))
 
 
 _ONCE = {}
