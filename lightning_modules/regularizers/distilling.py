@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -29,6 +29,8 @@ class Distilling(Regularizer):
 
     #: Per-sample terms are means over the batch; others are of the batch as a whole.
     per_sample: bool = True
+    #: What of the teacher's output the term reads: ``logits``, ``features``, or ``norms`` (of the features alone).
+    reads_of_teacher: ClassVar[frozenset[str]] = frozenset({"features"})
 
     def __init__(
         self,
@@ -96,6 +98,8 @@ class LogitDistilling(Distilling):
         standardize: z-score the logits of student and teacher first (Sun et al. 2024, arXiv 2403.01427).
         keys: see ``Distilling``.
     """
+
+    reads_of_teacher = frozenset({"logits"})
 
     def __init__(self, *, head: Literal["main", "auxiliary"] = "main", standardize: bool = False, **keys: Any) -> None:
         super().__init__(**keys)
