@@ -65,7 +65,7 @@ class ND(Distilling):
                 f"nd takes the class means of {name!r} once, and that network changes in training; let teacher= name "
                 "one that stays as it is, and set regularizer.nd.teacher=teacher/main"
             )
-        width = teacher.num_features if hasattr(teacher, "num_features") else teacher.network.num_features
+        width: Any = getattr(teacher if hasattr(teacher, "num_features") else teacher.network, "num_features")  # noqa: B009
         if width is None:
             raise ValueError(
                 "nd reads the features of one teacher, and several have no features in common; name one with "
@@ -73,9 +73,9 @@ class ND(Distilling):
             )
         student: Any = context.network_of(split_view(self.view)[0])
         like = next(student.parameters())
-        self.means = KeptMeans(teacher, context.num_classes, int(width), context.data_key).to(like.device)
+        self.means = KeptMeans(teacher, context.num_classes, width, context.data_key).to(like.device)
         if student.num_features != width:
-            self.projector = Projector(student.num_features, int(width), like)
+            self.projector = Projector(student.num_features, width, like)
 
     def prepare(self, data: TrainingData) -> None:
         if self.means is not None:
@@ -114,9 +114,10 @@ class ND(Distilling):
 
     def report(self) -> dict[str, float]:
         """As every term; widths of the projector, where there is one."""
-        own = self.projector
-        widths = {} if own is None else {"projector_in": own.linear.in_features, "projector_out": own.linear.out_features}
-        return super().report() | widths
+        if self.projector is None:
+            return super().report()
+        linear = self.projector.linear
+        return super().report() | {"projector_in": linear.in_features, "projector_out": linear.out_features}
 
     def files(self, folder: Path) -> None:
         """class_means.safetensors, for ``class_means.load_class_means``."""
