@@ -36,7 +36,9 @@ class Projector(nn.Module):
         """As in evaluation: with running statistics, without dropout, which would change the norms."""
         was_training = self.training
         try:
-            projected: Tensor = self.eval()(features_BD)
+            projected: Tensor = self.eval()(
+                features_BD.to(self.linear.weight.dtype)
+            )  # those of autocast have fewer bits
         finally:
             self.train(was_training)
         return projected

@@ -265,6 +265,15 @@ def test_small_features_turn_to_the_class_mean_and_grow_to_the_norm_of_the_teach
     torch.testing.assert_close(s.detach().norm(dim=1), t, rtol=0, atol=2e-2)
 
 
+def test_features_of_autocast_are_told_behind_the_projector(ready, make_batch, make_step):
+    nd, network, teacher = ready(teacher=Frozen(Wide(7)))
+    batch = make_batch(list(range(8)))
+    outputs = {"main": network(batch.image).detach(), "teacher/main": teacher(batch.image)}
+    outputs["main"].features = outputs["main"].features.bfloat16()
+    nd.commit(Update(outputs, batch), make_step(network))
+    assert nd.end_epoch()["norm_ratio"] > 0
+
+
 def test_weight_zero_has_no_projector_and_no_means(ready, make_batch, make_step):
     nd, network, teacher = ready(teacher=Frozen(Wide(7)), weight=0.0)
     assert nd.projector is None and nd.means is None and list(nd.parameters()) == []
