@@ -80,5 +80,6 @@ def log_cosh(u: Tensor) -> Tensor:
     ``|u| + log1p(exp(-2|u|)) - log 2`` cannot overflow but loses ``u^2 / 2`` in the rounding of log 2, which a large
     T^2 would make visible; ``log1p(sinh(u)^2) / 2`` is the reverse.
     """
-    near, far = u.clamp(-1, 1), u.abs().clamp_min(1)
-    return torch.where(u.abs() < 1, near.sinh().square().log1p() / 2, far + (-2 * far).exp().log1p() - log(2))
+    is_near = u.abs() < 1
+    near, far = torch.where(is_near, u, 0.0), torch.where(is_near, 1.0, u.abs())
+    return torch.where(is_near, near.sinh().square().log1p() / 2, far + (-2 * far).exp().log1p() - log(2))

@@ -96,7 +96,8 @@ def _lack(view: str, named: Sequence[tuple[str, Part]], networks: Collection[str
     if image == "adversarial" and not _has(named, Attack):
         return "there is no attack; add one with attack=NAME"
     if network not in (MAIN, "average", *networks):
-        return f"there is no network {network!r}; this run has {', '.join([MAIN, *networks])}"
+        given = f": name one with {network}=REFERENCE" if network in ("teacher", "peer") else ""
+        return f"there is no network {network!r}{given}; this run has {', '.join([MAIN, *networks])}"
     return None
 
 

@@ -20,9 +20,9 @@ WIDTH, DROPOUT_PROB = 200, 0.1  # of the official non-linear one
 class Dual(Linear):
     """The linear classifier, and beside it in training an auxiliary one for the terms that name it.
 
-    The loss reads ``logits`` and terms with ``head: auxiliary`` read ``auxiliary["logits"]``, so that neither head has a
-    gradient of the other's. The auxiliary one is not computed in eval mode and not exported. It starts behind the main
-    one, which thereby starts as a ``Linear`` does.
+    The loss reads ``logits``, and terms with ``head: auxiliary`` read ``auxiliary["logits"]``: neither classifier has a
+    gradient of the other's. The auxiliary one is not computed in eval mode and not exported. It is initialized after
+    the main one, which thereby starts as a ``Linear`` does.
 
     Args:
         in_features: D.

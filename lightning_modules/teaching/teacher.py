@@ -42,6 +42,9 @@ class Ensemble(nn.Module):
     ) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
+        common = frozenset.intersection(*(network.head.gives for network in networks))
+        #: What the output has: ``logits``, ``embedding``, ``features``.
+        self.gives = common & {"logits"} if len(networks) > 1 else common | {"features"}
         self.sizes = list(sizes or [None] * len(networks))
         self.precision = precision
         forwards: list[Callable[..., Output]] = [network.__call__ for network in networks]
@@ -51,14 +54,6 @@ class Ensemble(nn.Module):
     def several(self) -> bool:
         """Whether there is more than one."""
         return len(self._forwards) > 1
-
-    @property
-    def gives(self) -> frozenset[str]:
-        """What the output has: ``logits``, ``embedding``, ``features``."""
-        first: Any = self.networks[0]
-        if not self.several:
-            return first.head.gives | {"features"}
-        return frozenset({"logits"}) if all("logits" in one.head.gives for one in self.networks) else frozenset()
 
     @property
     def num_features(self) -> int | None:
@@ -80,11 +75,10 @@ class Ensemble(nn.Module):
             ]
         if not self.several:
             return _widened(outputs[0]) if self.precision else outputs[0]
-        logits = [output.logits for output in outputs if output.logits is not None]
-        total = at_least_float32(logits[0]) if len(logits) == len(outputs) else None
-        for other in logits[1:] if total is not None else ():
-            total = total + other
-        return Output(logits=None if total is None else total / len(outputs))
+        if "logits" not in self.gives:
+            return Output()
+        logits = [at_least_float32(output.class_scores) for output in outputs]
+        return Output(logits=torch.stack(logits).mean(0))
 
 
 class Teacher(Frozen):

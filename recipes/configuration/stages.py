@@ -110,7 +110,7 @@ def _reference_problems(configs: dict[str, Config]) -> list[str]:
     for number, (name, config) in enumerate(configs.items()):
         before = names[:number]
         known = f"it may name {', '.join(before)}" if before else "it is the first and names none"
-        for key, reference in ((key, one) for key in REFERENCES for one in listed(config.get(key))):
+        for key, reference in [(kind, one) for kind in REFERENCES for one in listed(config.get(kind))]:
             said = f"stage {name}: {key}={reference}"
             if reference in names[number:]:
                 which = "the stage itself" if reference == name else "a later stage"

@@ -25,6 +25,7 @@ from recipes.configuration.stages import compose_run
 from recipes.configuration.values import split
 from recipes.configuration.words import Word, split_words, take
 from recipes.processes.child import run_child
+from recipes.running.comparison import comparison
 from recipes.running.directory import is_finished
 from recipes.running.resume import differences, read_config
 
@@ -35,7 +36,7 @@ def sweep(program: str, words: Sequence[str], show: bool = False) -> int:
     """Run every combination of the comma-separated values; every configuration is checked before the first starts.
 
     Returns:
-        0 when all jobs succeeded, 1 otherwise; a table at the end says which did.
+        0 when all jobs succeeded, 1 otherwise; a list at the end says which did, and a table compares their results.
     """
     jobs = _named(expand(words))
     if program == "train.py" and (problems := _problems(jobs)):
@@ -46,6 +47,8 @@ def sweep(program: str, words: Sequence[str], show: bool = False) -> int:
     ]
     for job, outcome in zip(jobs, outcomes, strict=True):
         print(f"{outcome:<8}  {shlex.join(job)}")
+    if program == "train.py" and not show:
+        print(*comparison(jobs), sep="\n")
     return int(any(outcome.startswith("exit") for outcome in outcomes))
 
 

@@ -38,7 +38,8 @@ def check_teacher(teacher: Teacher, data: ImageData, device: torch.device, direc
         return
     teacher.to(device)
     right = images = 0
-    for batch in data.val_dataloader():
+    batches: Any = data.val_dataloader()
+    for batch in batches:
         moved = batch.to(device)
         right += int((teacher(moved.image).class_scores.argmax(1) == moved.label).sum())
         images += len(batch)
