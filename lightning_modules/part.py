@@ -76,7 +76,8 @@ class TrainingData:
     """What a part may look at before the first update.
 
     Attributes:
-        batches: makes the batches of the training samples in stored order, without augmentation.
+        batches: makes the batches of the training samples in stored order, without augmentation; of several processes
+            each has its share, and adds up what it found with the others (``distributed.total_over_processes``).
         network: the network as it starts.
         device: where it is.
     """

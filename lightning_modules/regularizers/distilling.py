@@ -36,8 +36,8 @@ class Distilling(Regularizer):
     refuses = {"mixes_features": "its teacher would see unmixed feature maps where the network sees mixed ones"}
     #: Per-sample terms are means over the batch; others are of the batch as a whole.
     per_sample: ClassVar[bool] = True
-    #: What it reads of the teacher.
-    reads: str = "features"
+    #: What of the teacher's output it reads: ``logits``, ``features``, ``embedding``, or ``norms`` (of features alone).
+    reads_of_teacher: frozenset[str] = frozenset({"features"})
 
     def __init__(
         self,
@@ -67,11 +67,13 @@ class Distilling(Regularizer):
         Raises:
             Unsuited: the teacher does not give what the term reads.
         """
-        if self.reads not in (given := gives_of(teacher)):
+        given = gives_of(teacher)
+        wanted = {"features" if name == "norms" else name for name in self.reads_of_teacher}
+        if lacking := ", ".join(sorted(wanted - given)):
             raise Unsuited(
-                f"it reads {self.reads} of the view {self.teacher!r}, and that network gives "
+                f"it reads {lacking} of the view {self.teacher!r}, and that network gives "
                 f"{', '.join(sorted(given)) or 'none that means anything here'} (several teachers give the mean of "
-                f"their logits and nothing else); name one teacher that gives {self.reads}, or take a term that reads "
+                f"their logits and nothing else); name one teacher that gives {lacking}, or take a term that reads "
                 "what there is"
             )
 
@@ -132,7 +134,7 @@ class LogitDistilling(Distilling):
         keys: see ``Distilling``.
     """
 
-    reads = "logits"
+    reads_of_teacher = frozenset({"logits"})
 
     def __init__(self, *, head: Literal["main", "auxiliary"] = "main", standardize: bool = False, **keys: Any) -> None:
         super().__init__(**keys)

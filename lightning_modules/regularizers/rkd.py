@@ -47,11 +47,12 @@ class RKD(Distilling):
     ) -> None:
         super().__init__(**keys)
         self.distance_weight, self.angle_weight, self.normalize = distance_weight, angle_weight, normalize
-        self.of, self.reads = of, teacher_of or of
+        self.of, self.teacher_of = of, teacher_of or of
+        self.reads_of_teacher = frozenset({self.teacher_of})
         self.needs = frozenset({"embedding"} if of == "embedding" else ())  # type: ignore[misc]
 
     def term(self, student: Output, teacher: Output, batch: Batch, step: Step) -> Tensor:
-        student_BS, teacher_BD = self.rows(getattr(student, self.of), getattr(teacher, self.reads), step)
+        student_BS, teacher_BD = self.rows(getattr(student, self.of), getattr(teacher, self.teacher_of), step)
         if not len(student_BS):
             return student_BS.sum()
         if self.normalize != "none":

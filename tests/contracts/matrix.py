@@ -15,6 +15,7 @@ from partners import PARTNERS, command, configure, node, said
 import recipes.building.assemble as assembly
 from kernels.batch import Step
 from lightning_modules.evaluators.base import EvaluationData, evaluate_all
+from lightning_modules.part import TrainingData
 from lightning_modules.step import run_step
 from recipes.building.further_networks import FurtherNetworks
 from recipes.building.initialization import built_network
@@ -173,6 +174,7 @@ def train(run, pair, folder):
     named = {name: p for name, p in task.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in named.items()}
     training, validating, testing = batches(run.data)
+    parts.prepare(TrainingData(partial(iter, training), network, torch.device("cpu")))
     terms = set()
     for update, batch in enumerate(training):
         task.schedule.step_update(update)
