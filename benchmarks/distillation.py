@@ -2,12 +2,12 @@
 
     python -m benchmarks.distillation --root DATA --teacher FILE --folder FOLDER [--width 16] [--seeds 3] [--epochs 12]
 
-DATA holds cifar-10-batches-py, FILE the weights of a ResNet-56 of CIFAR-10 (pytorch_resnet_cifar10's names). FOLDER keeps
-the runs: started again, only those that are missing are trained. The student is the CIFAR ResNet-20 with ``width``
-channels in its first stage (8 is the narrower one). Every run has the same images, augmentations (four of each sample,
-so that the teacher's outputs are computed once) and updates; the epoch with the best validation accuracy is tested.
-Prints and keeps accuracy with mean, spread and the paired difference to cross-entropy alone; of the aligned runs also
-the cosine between the gradients.
+DATA has cifar-10-batches-py, FILE the weights of a CIFAR-10 ResNet-56 in the names of pytorch_resnet_cifar10. FOLDER
+keeps the runs: started again, only those that are missing are trained. The student is the CIFAR ResNet-20 with
+``width`` channels in its first stage (8 is the narrower one). Every run has the same images, augmentations (four of
+each sample, so that the teacher's outputs are computed once) and updates; the epoch with the best validation accuracy
+is tested. Prints and keeps accuracy with mean, spread and the paired difference to cross-entropy alone; of the aligned
+runs also the cosine between the gradients.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ def main() -> None:
     jobs = {f"{name}-{seed}": words(name, given, seed) for seed in seeds for name in CASES}
     done = {path.parent.name for path in Path(folder).glob("*/*/results.json")}
     train_all({name: job for name, job in jobs.items() if name not in done}, folder)
-    found = {
-        name: [100 * results_of(folder, f"{name}-{seed}")["test"]["accuracy"] for seed in seeds] for name in CASES
-    }
+    found = {name: [100 * results_of(folder, f"{name}-{seed}")["test"]["accuracy"] for seed in seeds] for name in CASES}
     rows: dict[str, object] = {name: summary(values, found["ce"]) for name, values in found.items()}
     facts = {"seeds": options.seeds, "epochs": options.epochs, "width": options.width}
     save(f"distillation_width{options.width}", {**facts, **rows, "cosine": _cosines(folder)})

@@ -16,11 +16,12 @@ from kernels.batch import Batch, Output, Step, Update
 from kernels.nd import nd_loss
 from kernels.pairs import SHORTEST
 from lightning_modules.class_means import KeptMeans
-from lightning_modules.distributed import processes, total_over_processes
+from lightning_modules.distributed import total_over_processes
 from lightning_modules.frozen import Frozen
-from lightning_modules.part import Context, TrainingData, split_view
+from lightning_modules.part import Context, TrainingData, Unsuited, split_view
 from lightning_modules.regularizers.distilling import Distilling
 from lightning_modules.regularizers.projector import Projector
+from lightning_modules.teaching.given import width_of
 
 
 class ND(Distilling):
@@ -59,18 +60,14 @@ class ND(Distilling):
         self.geometry = Geometry()
 
     def begin_with(self, context: Context, teacher: Any) -> None:
+        super().begin_with(context, teacher)
         name = split_view(self.teacher)[0]
         if not (isinstance(teacher, Frozen) and teacher.checked):
-            raise ValueError(
-                f"nd takes the class means of {name!r} once, and that network changes in training; let teacher= name "
+            raise Unsuited(
+                f"it takes the class means of {name!r} once, and that network changes in training; let teacher= name "
                 "one that stays as it is, and set regularizer.nd.teacher=teacher/main"
             )
-        width: Any = getattr(teacher if hasattr(teacher, "num_features") else teacher.network, "num_features")  # noqa: B009
-        if width is None:
-            raise ValueError(
-                "nd reads the features of one teacher, and several have no features in common; name one with "
-                "teacher=REFERENCE, or leave nd out"
-            )
+        width = width_of(teacher)
         student: Any = context.network_of(split_view(self.view)[0])
         like = next(student.parameters())
         self.means = KeptMeans(teacher, context.num_classes, width, context.data_key).to(like.device)
@@ -80,13 +77,6 @@ class ND(Distilling):
     def prepare(self, data: TrainingData) -> None:
         if self.means is not None:
             self.means.prepare(data.batches(), data.device)
-
-    def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> Tensor | None:
-        value = super().forward(outputs, batch, step)
-        if value is None and self.projector is not None and processes()[1] > 1:
-            # Off for this epoch: processes wait for a gradient of every trained parameter.
-            value = sum((0 * p).sum() for p in self.projector.parameters())  # type: ignore[assignment]
-        return value
 
     def term(self, student: Output, teacher: Output, batch: Batch, step: Step) -> Tensor:
         means = self._means()

@@ -335,8 +335,8 @@ def test_teachers_of_which_there_are_no_class_means(make_network, make_context):
             set_up(parts, network, teacher, make_context)
 
     several = Teacher(Ensemble([make_network(seed=1), make_network(seed=2)]))
-    refused(several, "nd reads the features of one teacher, and several have no features in common; name one with")
-    moving = "nd takes the class means of 'teacher' once, and that network changes in training; let teacher= name"
+    refused(several, "it reads features of the view 'teacher/main', and that network gives logits")
+    moving = "it takes the class means of 'teacher' once, and that network changes in training; let teacher= name"
     refused(Frozen(make_network(), checked=False), moving)
     refused(make_network(), moving)
 
