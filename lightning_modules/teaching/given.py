@@ -17,8 +17,8 @@ def gives_of(network: nn.Module) -> frozenset[str]:
     own: Any = getattr(network, "gives", None)
     if own is not None:
         return frozenset(own)
-    head: Any = _itself(network).head
-    return frozenset(head.gives | {"features"})
+    head: Any = getattr(_itself(network), "head", None)
+    return frozenset(getattr(head, "gives", {"logits"}) | {"features"})
 
 
 def width_of(network: nn.Module) -> int:
