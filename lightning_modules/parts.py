@@ -111,7 +111,8 @@ class Parts(nn.Module):
 
     def setup(self, context: Context) -> None:
         """Let every part allocate its state."""
-        context = replace(context, attack_steps=getattr(self.attack, "steps", None))
+        steps, regularizers = getattr(self.attack, "steps", None), dict(self.regularizers.items())
+        context = replace(context, attack_steps=steps, regularizers=regularizers)
         for _, part in self.named():
             part.setup(context)
 
