@@ -65,7 +65,7 @@ def main() -> None:
         for name in CASES
     }
     rows = {
-        name: {metric: _summary(values, found["at"][metric]) for metric, values in metrics.items()}
+        name: {metric: summary(values, found["at"][metric]) for metric, values in metrics.items()}
         for name, metrics in found.items()
     }
     save("robust_training", {"seeds": options.seeds, "epochs": options.epochs, "images": options.images, **rows})
@@ -75,7 +75,8 @@ def _tested(folder: str, name: str, metric: str) -> float:
     return 100 * float(results_of(folder, name)["evaluators"]["robustness"][metric])
 
 
-def _summary(values: list[float], reference: list[float]) -> dict[str, object]:
+def summary(values: list[float], reference: list[float]) -> dict[str, object]:
+    """Values of paired seeds, mean and spread, and the paired difference to others unless they are these."""
     summary: dict[str, object] = {
         "values": [round(value, 2) for value in values],
         "mean": round(statistics.mean(values), 2),

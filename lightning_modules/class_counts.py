@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from kernels.batch import Step
-from lightning_modules.distributed import gather
+from lightning_modules.distributed import gather, total_over_processes
 from lightning_modules.part import TrainingData
 
 
@@ -30,10 +30,11 @@ class ClassCounts(nn.Module):
         self.register_buffer("prepared", torch.tensor(False))
 
     def prepare(self, data: TrainingData) -> None:
-        """Count the training labels. Every process sees all of them."""
+        """Count the training labels, of which several processes see a share each."""
         self.counts.zero_()
         for batch in data.batches():
             self.counts += self._of(batch.label)
+        self.counts.copy_(total_over_processes(self.counts))
         self.prepared.fill_(True)
 
     def commit(self, label: Tensor, step: Step) -> None:

@@ -23,6 +23,11 @@ from kernels.ranges import RangeChecked
 MAIN = "main"
 
 
+class Unsuited(ValueError):
+    """Raised in ``setup`` by a part that cannot work beside the networks of the run, with what came, what is allowed
+    and what to do."""
+
+
 def split_view(view: str) -> tuple[str, str]:
     """Network and image of a view, which is written ``image`` or ``network/image`` (see ``views.py``).
 
@@ -73,7 +78,8 @@ class TrainingData:
     """What a part may look at before the first update.
 
     Attributes:
-        batches: makes the batches of the training samples in stored order, without augmentation.
+        batches: makes the batches of the training samples in stored order, without augmentation; of several processes
+            each has its share, and adds up what it found with the others (``distributed.total_over_processes``).
         network: the network as it starts.
         device: where it is.
     """
@@ -197,7 +203,13 @@ class Reader(Part):
 
 
 class Regularizer(Reader):
-    """``(outputs, batch, step) -> [B] or scalar``, already weighted; None while it is off, which costs nothing."""
+    """``(outputs, batch, step) -> [B] or scalar``, already weighted; None while it is off, which costs nothing.
+
+    One that is not ``per_sample`` is of the update batch as a whole: that is never cut, and it brings the samples of
+    all processes together by itself.
+    """
+
+    per_sample: ClassVar[bool] = True
 
     def forward(self, outputs: dict[str, Output], batch: Batch, step: Step) -> Tensor | None:
         raise NotImplementedError(f"{type(self).__name__} must define forward(outputs, batch, step)")

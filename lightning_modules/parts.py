@@ -25,6 +25,7 @@ from lightning_modules.part import (
     Regularizer,
     Reweighting,
     TrainingData,
+    Unsuited,
     split_view,
 )
 from lightning_modules.reweightings.uniform import Uniform
@@ -110,11 +111,21 @@ class Parts(nn.Module):
         yield from self._heads.items()
 
     def setup(self, context: Context) -> None:
-        """Let every part allocate its state."""
+        """Let every part allocate its state.
+
+        Raises:
+            ValueError: parts that do not suit the networks of the run, all of them at once; or a setting of one.
+        """
         steps, regularizers = getattr(self.attack, "steps", None), dict(self.regularizers.items())
         context = replace(context, attack_steps=steps, regularizers=regularizers)
-        for _, part in self.named():
-            part.setup(context)
+        problems = []
+        for name, part in self.named():
+            try:
+                part.setup(context)
+            except Unsuited as error:
+                problems.append(f"{name}: {error}")
+        if problems:
+            raise ValueError("these parts cannot work together:\n- " + "\n- ".join(problems))
 
     @torch.no_grad()
     def prepare(self, data: TrainingData) -> None:

@@ -83,8 +83,8 @@ class Evaluator(RangeChecked):
         reads: ``labelled`` for the test set of the data module; ``unlabelled`` for any folder of images.
         needs_matches: whether a set in which no image has another of its class cannot be evaluated.
         reads_logits: whether the head must give class scores.
-        compares: whose classes those of the data must be: ``network`` for the ones it was trained on; ``none`` for
-            whatever they are.
+        compares: whose classes those of the data must be: ``network`` for the ones it was trained on; ``training`` for
+            those of the training part of the data; ``none`` for whatever they are.
         selects: metrics by which a validation selects, the first one first; a minus sign where lower is better.
         measures: all metrics of a validation; empty where that is not known beforehand.
     """
@@ -92,7 +92,7 @@ class Evaluator(RangeChecked):
     reads: ClassVar[Literal["labelled", "unlabelled"]] = "labelled"
     needs_matches: bool = False
     reads_logits: ClassVar[bool] = False
-    compares: ClassVar[Literal["network", "none"]] = "network"
+    compares: ClassVar[Literal["network", "training", "none"]] = "network"
     selects: ClassVar[tuple[str, ...]] = ()
     measures: ClassVar[tuple[str, ...]] = ()
 

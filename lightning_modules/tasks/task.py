@@ -81,7 +81,7 @@ class Task(RangeChecked, LightningModule):
         max_nonfinite: Annotated[int, "x >= 1"] | None = None,
     ) -> None:
         super().__init__()
-        check_pieces(parts.loss, micro_batches)
+        check_pieces(parts, micro_batches)
         if compile and parts.gradient.derives_by_features:
             raise ValueError(
                 "these parts cannot work together:\n- gradient cannot be combined with task.compile=true: a compiled "
@@ -113,7 +113,7 @@ class Task(RangeChecked, LightningModule):
         self._trained: list[nn.Parameter] = []
         self._named: dict[str, nn.Parameter] = {}
         self._forward: Callable[..., Output] = torch.compile(network.__call__) if compile else network.__call__
-        self._batch_norms = batch_norms_of(network, *parts.trained)
+        self._batch_norms = batch_norms_of(network, parts)
         # The parts' state is kept equal by the parts themselves; broadcasting it every step would cost and mix counts.
         self._ddp_params_and_buffers_to_ignore = {f"parts.{name}" for name, _ in parts.named_buffers()}
         self._optimizer: Any = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 from kernels.batch import Batch
-from lightning_modules.part import Loss
+from lightning_modules.parts import Parts
 
 
 def check_position(batch: Batch, epoch: int, number: int) -> None:
@@ -26,15 +27,17 @@ def check_position(batch: Batch, epoch: int, number: int) -> None:
         )
 
 
-def check_pieces(loss: Loss, micro_batches: int) -> None:
-    """Refuse to cut the batch of a loss that is defined on the whole.
+def check_pieces(parts: Parts, micro_batches: int) -> None:
+    """Refuse to cut the batch of a loss, or of a regularizer, that is defined on the whole.
 
     Raises:
         ValueError: with the key to set.
     """
-    if micro_batches > 1 and not loss.per_sample:
+    terms: list[Any] = [parts.loss, *parts.regularizers.values()]
+    whole = [type(part).__name__ for part in terms if not part.per_sample]
+    if micro_batches > 1 and whole:
         raise ValueError(
-            f"{type(loss).__name__} is defined on the whole batch, and micro_batches={micro_batches} would make "
+            f"{', '.join(whole)} is defined on the whole batch, and micro_batches={micro_batches} would make "
             "it another loss; set task.micro_batches=1"
         )
 

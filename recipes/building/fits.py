@@ -50,7 +50,7 @@ def _of_heads(task: Task, evaluators: Mapping[str, Evaluator]) -> Iterator[str]:
 def _of_classes(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator]) -> Iterator[str]:
     readers = {"val": _named("validation", task.validation.evaluators), "test": _named("evaluator", evaluators)}
     for part, named in readers.items():
-        strict = [name for name, one in named.items() if one.compares == "network" and one.reads == "labelled"]
+        strict = [name for name, one in named.items() if one.compares != "none" and one.reads == "labelled"]
         if strict and not data.absent and data.classes_of(part) != data.classes:
             yield (
                 f"{', '.join(strict)} compares with the classes of training, and the {part} part of this data has "

@@ -25,6 +25,7 @@ Part = dict[str, Any]
 UNLABELLED = ["root", "eval_batch_size", "num_workers", "max_pixels"]  # keys of data that a folder of images takes
 RETRIEVE = "evaluate its features with evaluator=[retrieval]"
 EMBEDS = "the head of this checkpoint gives an embedding and none; take evaluator=[retrieval]"
+OTHERS = f"compares with class means of training, and the test part of this data has other classes; {RETRIEVE}"
 ALONE = (
     "no classes: its weights bring no classifier of one linear layer; set backbone.pretrained=true for timm's own, or "
     + RETRIEVE
@@ -95,6 +96,8 @@ def source_of(
     """
     if run.reads == "labelled":
         module = make_data(subject.data, subject.seed, subject.noise)
+        if run.compares == "training" and module.classes_of("test") != module.classes:
+            raise ConfigError([f"evaluator {type(run).__name__} {OTHERS}"])
         return Source(test_data(module, folder, cache, subject.checkpoint), module.channels, module.image_size)
     classes, preprocessing = subject.reference.classes, subject.reference.preprocessing
     if classes is None or preprocessing is None:

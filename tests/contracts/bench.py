@@ -6,6 +6,7 @@ words of the headers let every part act in it.
 """
 
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from kernels.batch import Batch, Step
 from lightning_modules.heads.linear import Linear
 from lightning_modules.losses.cross_entropy import CrossEntropy
 from lightning_modules.network import Network
-from lightning_modules.part import Context
+from lightning_modules.part import Context, TrainingData
 from lightning_modules.parts import Parts
 from lightning_modules.step import run_step
 from lightning_modules.surgery.base import operate
@@ -79,6 +80,7 @@ class Bench:
         loss, head = seats.pop("loss") or CrossEntropy(), self.network.head
         self.parts = Parts(loss, regularizers, **seats, head=head, networks=networks)
         self.parts.setup(context(self.network, networks))
+        self.parts.prepare(TrainingData(partial(training, dtype), self.network, torch.device("cpu")))
         trained = [*self.network.parameters(), *owned(self.parts)]
         self.optimizer = self._make("optimizer", self.network, self.parts) or torch.optim.SGD(trained, 0.1, 0.9)
         self.schedule = self._make("schedule", self.optimizer, 2 * EPOCHS)
@@ -143,7 +145,8 @@ def owned(parts):
 
 
 def context(network, networks):
-    return Context(CLASSES, TRAIN, max_epochs=EPOCHS, steps_per_epoch=2, network=network, networks=networks)
+    sizes = {"max_epochs": EPOCHS, "steps_per_epoch": 2, "image_size": 5}
+    return Context(CLASSES, TRAIN, network=network, networks=networks, **sizes)
 
 
 def canonical(index, epoch=0, dtype=torch.float32):
@@ -155,6 +158,11 @@ def canonical(index, epoch=0, dtype=torch.float32):
     first, second = ((image * 0.9 + n)[index].to(dtype) for n in (noise, noise.flip(-1)))
     label = (index * 7 + index // 3) % CLASSES
     return Batch(first, label, index, second_image=second, clean_label=label, survived_steps=index % 4)
+
+
+def training(dtype=torch.float32):
+    """The batches that parts are shown before the first update."""
+    return [canonical(range(start, start + SIZE), dtype=dtype) for start in range(0, TRAIN, SIZE)]
 
 
 def equal(ours, theirs):

@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache, partial
 from itertools import combinations, islice, product
 from unittest.mock import patch
@@ -14,6 +15,7 @@ from partners import PARTNERS, command, configure, node, said
 import recipes.building.assemble as assembly
 from kernels.batch import Step
 from lightning_modules.evaluators.base import EvaluationData, evaluate_all
+from lightning_modules.part import TrainingData
 from lightning_modules.step import run_step
 from recipes.building.further_networks import FurtherNetworks
 from recipes.building.initialization import built_network
@@ -101,8 +103,14 @@ def assembled(words):
     nodes["trainer"] |= {"max_epochs": 2, "accelerator": "cpu"}
     nodes["data"] = sets.settings(next(word.removeprefix("data=") for word in words if word.startswith("data=")))
     teaching = patch.object(FurtherNetworks, "add_teacher", _add_teacher)
-    with teaching, patch.multiple(assembly, make=_make, make_data=_data, built_network=_network, check_takes=_probe):
+    replaced = {"make": _make, "make_data": _data, "built_network": _network, "check_takes": _probe}
+    with teaching, patch.multiple(assembly, **replaced, _context=partial(_context, assembly._context)):
         return assembly.assemble(recipe="matrix", **nodes)
+
+
+def _context(of_run, data, *given):
+    """That of the images that are trained on."""
+    return replace(of_run(data, *given), image_size=min(data.image_size, PIXELS))
 
 
 _ONCE = {}
@@ -166,6 +174,7 @@ def train(run, pair, folder):
     named = {name: p for name, p in task.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in named.items()}
     training, validating, testing = batches(run.data)
+    parts.prepare(TrainingData(partial(iter, training), network, torch.device("cpu")))
     terms = set()
     for update, batch in enumerate(training):
         task.schedule.step_update(update)
