@@ -11,11 +11,33 @@ are aligned (averaged over processes, summed over micro-batches), and clipped af
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 Gradient = Sequence[Tensor | None]
+
+
+class Products(NamedTuple):
+    """Inner products of an anchor g_0 and another gradient g_k: of all their tensors together, or ``[B]`` of rows."""
+
+    both: Tensor  # <g_0, g_k>
+    anchor: Tensor  # <g_0, g_0>
+    other: Tensor  # <g_k, g_k>
+
+    def opposed(self) -> Tensor:
+        """``min(0, <g_0, g_k>) / ||g_0||^2``: how much of the anchor is taken out of the other, as zero or less.
+
+        A NaN is not below zero: gradients that are not finite stay as they are, for whoever looks for them.
+        """
+        tiny = torch.finfo(self.anchor.dtype).tiny
+        return torch.where(self.both < 0, self.both, 0.0) / self.anchor.clamp_min(tiny)
+
+    def cosine(self) -> Tensor:
+        """Of the angle between the two; 0 where one of them is zero."""
+        length = self.anchor.sqrt() * self.other.sqrt()
+        return self.both / length.clamp_min(torch.finfo(length.dtype).tiny)
 
 
 @torch.no_grad()
@@ -65,52 +87,106 @@ def align_within(anchor: Gradient, others: Sequence[Gradient], inside: Sequence[
         >>> align_within([flat, head], [[-flat, None]], [True, False])
         [tensor([1.]), tensor([3.])]
     """
+    return project(anchor, others, inside, inner_products(anchor, others, inside))
+
+
+@torch.no_grad()
+def inner_products(anchor: Gradient, others: Sequence[Gradient], inside: Sequence[bool]) -> list[Products]:
+    """Those of the anchor with each of the others, over the tensors inside; a None counts as zeros.
+
+    Args:
+        anchor, others, inside: as ``align_within`` has them.
+
+    Returns:
+        For each of the others; scalars in at least float32.
+
+    Raises:
+        ValueError: as ``align_within``.
+    """
     numbers = [len(anchor), *(len(other) for other in others), len(inside)]
     if len(set(numbers)) > 1:
         raise ValueError(
             f"an anchor of {numbers[0]} tensors, others of {numbers[1:-1]} and {numbers[-1]} marks; they must have one "
             "entry for each parameter, None where it is not involved"
         )
-    scope = [g if within else None for g, within in zip(anchor, inside, strict=True)]
-    chosen = [g for g in scope if g is not None]
+    scope = _within(anchor, inside)
+    zero = next((g.new_zeros((), dtype=torch.float32) for g in anchor if g is not None), torch.zeros(()))
+    square = _square(scope, zero)
+    return [Products(_dot(scope, other, zero), square, _square(_within(other, inside), zero)) for other in others]
+
+
+@torch.no_grad()
+def project(
+    anchor: Gradient, others: Sequence[Gradient], inside: Sequence[bool], products: Sequence[Products]
+) -> list[Tensor | None]:
+    """``align_within`` by products that are known already."""
     merged = [None if g is None else g.clone() for g in anchor]
-    if chosen and others:
-        factor = 1 - sum(_coefficients(scope, others))
-        torch._foreach_mul_([g for g, s in zip(merged, scope, strict=True) if g is not None and s is not None], factor)
+    within = [g for g, chosen in zip(merged, inside, strict=True) if g is not None and chosen]
+    if within and others:
+        torch._foreach_mul_(within, 1 - sum(product.opposed() for product in products))
     for other in others:
-        _accumulate(merged, other)
+        accumulate(merged, other)
     return merged
 
 
-def _coefficients(anchor: Gradient, others: Sequence[Gradient]) -> list[Tensor]:
-    """``min(0, <g_0, g_k>) / ||g_0||^2`` of each, on the device."""
-    tensors = [_wide(g) for g in anchor if g is not None]
-    square = torch.stack(torch._foreach_norm(tensors)).square().sum()
-    square = square.clamp_min(torch.finfo(square.dtype).tiny)
-    products = [_dot(anchor, other) for other in others]
-    # A NaN is not below zero: gradients that are not finite reach the sum as they are, for whoever looks for them.
-    return [torch.where(product < 0, product, 0.0) / square for product in products]
+@torch.no_grad()
+def row_products(anchor_BD: Tensor, other_BD: Tensor) -> Products:
+    """Those of each row of the anchor with the same row of another gradient, ``[B]``, in at least float32."""
+    anchor_BD, other_BD = _wide(anchor_BD), _wide(other_BD)
+    return Products(*((a * b).sum(1) for a, b in ((anchor_BD, other_BD), (anchor_BD,) * 2, (other_BD,) * 2)))
 
 
-def _dot(first: Gradient, second: Gradient) -> Tensor:
-    """The inner product, in at least float32; a tensor at a time, so no gradient is copied into one vector."""
-    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    if not pairs:
-        device = next(g.device for g in first if g is not None)
-        return torch.zeros((), device=device)
-    ours, theirs = ([_wide(pair[side]) for pair in pairs] for side in (0, 1))
-    products = torch._foreach_mul(ours, theirs)
-    return torch.stack([product.sum() for product in products]).sum()
+@torch.no_grad()
+def row_correction(anchor_BD: Tensor, products: Sequence[Products]) -> Tensor:
+    """What has to be added to the sum of all gradients so that each row of it is aligned, as ``align`` does a whole.
+
+    Each row is a vector of its own, such as the features of one sample. Zeros where nothing is opposed.
+
+    Args:
+        anchor_BD: g_0.
+        products: ``row_products`` of it with each of the others.
+
+    Returns:
+        ``- sum_k min(0, <g_0, g_k>) / ||g_0||^2 g_0``, ``[B, D]`` in at least float32.
+
+    Example:
+        >>> anchor, other = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[-3.0, 1.0], [5.0, 1.0]])
+        >>> row_correction(anchor, [row_products(anchor, other)])
+        tensor([[3., 0.],
+                [0., 0.]])
+    """
+    opposed_B = torch.stack([product.opposed() for product in products]).sum(0)
+    return -opposed_B.unsqueeze(1) * _wide(anchor_BD)
 
 
-def _accumulate(merged: list[Tensor | None], other: Gradient) -> None:
-    """Add one more gradient in place."""
+@torch.no_grad()
+def accumulate(merged: list[Tensor | None], other: Gradient) -> None:
+    """Add one more gradient in place; where there was None its tensor is copied."""
     both = [(m, g) for m, g in zip(merged, other, strict=True) if m is not None and g is not None]
     if both:
         torch._foreach_add_([m for m, _ in both], [g for _, g in both])
     for position, g in enumerate(other):
         if merged[position] is None and g is not None:
             merged[position] = g.clone()
+
+
+def _within(gradient: Gradient, inside: Sequence[bool]) -> list[Tensor | None]:
+    return [g if chosen else None for g, chosen in zip(gradient, inside, strict=True)]
+
+
+def _square(gradient: Gradient, zero: Tensor) -> Tensor:
+    """``||g||^2``, in at least float32."""
+    tensors = [_wide(g) for g in gradient if g is not None]
+    return torch.stack(torch._foreach_norm(tensors)).square().sum() if tensors else zero
+
+
+def _dot(first: Gradient, second: Gradient, zero: Tensor) -> Tensor:
+    """The inner product, in at least float32; a tensor at a time, so no gradient is copied into one vector."""
+    pairs = [(_wide(a), _wide(b)) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    if not pairs:
+        return zero
+    products = torch._foreach_mul([a for a, _ in pairs], [b for _, b in pairs])
+    return torch.stack([product.sum() for product in products]).sum()
 
 
 def _wide(tensor: Tensor) -> Tensor:

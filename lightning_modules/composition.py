@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from lightning_modules.part import MAIN, Attack, Loss, Mixing, Part, Reweighting, split_view
+from lightning_modules.part import MAIN, Attack, Loss, Mixing, Part, Regularizer, Reweighting, split_view
 from lightning_modules.reweightings.uniform import Uniform
 
 #: What a part can ask for. ``index`` is in every batch.
@@ -18,6 +18,7 @@ NEEDS = frozenset(
         "index",
         "logits",
         "pair_form",
+        "regularizer",
         "survived_steps",
     }
 )
@@ -27,6 +28,8 @@ _HOW = {
     "embedding": "choose a head that gives one, such as head=embedding",
     "pair_form": "choose a loss on pairs that can be mixed (loss=multi_similarity, contrastive, proxy_anchor, ...)",
     "attack": "add one with attack=NAME",
+    "regularizer": "there is nothing to align with the loss; add a term, such as +regularizer=kd with "
+    "teacher=REFERENCE, or take gradient=sum",
     "survived_steps": "choose an attack that counts the steps which each sample withstands, such as attack=pgd",
     "barrier": "an attack whose solution is a smooth function of the weights, as no projection is; take attack=barrier",
     "hard_labels": "a class for each sample, and mixing makes soft labels; remove it with ~mixing",
@@ -106,6 +109,8 @@ def _missing(need: str, named: Sequence[tuple[str, Part]], effects: set[str]) ->
     match need:
         case "attack":
             return not _has(named, Attack)
+        case "regularizer":
+            return not _has(named, Regularizer)
         case "survived_steps":
             return not any(need in part.gives for _, part in named if isinstance(part, Attack))
         case "barrier":
@@ -126,4 +131,6 @@ def _has(named: Sequence[tuple[str, Part]], kind: type[Part]) -> bool:
 def _effects(part: Part) -> frozenset[str]:
     """What a part does to the rest; mixing behind the backbone also mixes features."""
     mixes_features = isinstance(part, Mixing) and part.at == "feature_map"
-    return part.does | {"mixes_features"} if mixes_features else part.does
+    reads_maps = bool(part.maps) and isinstance(part, Loss | Mixing | Regularizer)
+    more = {"mixes_features": mixes_features, "reads_maps": reads_maps}
+    return part.does | {effect for effect, there in more.items() if there}

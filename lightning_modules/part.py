@@ -48,7 +48,8 @@ class Context:
     ``Batch.index``) are queries and not of the gallery, None where all are both; ``val_classes`` names their classes.
     ``networks`` are those beside the one in training, by name. ``data_key`` is that of the training images without
     augmentation (see ``ImageData.key``). ``attack_steps`` is how many steps the attack makes;
-    ``image_size`` the side of the images in pixels; None where nobody says.
+    ``image_size`` the side of the images in pixels; None where nobody says. ``regularizers`` are those of the run by
+    name.
     """
 
     num_classes: int
@@ -65,6 +66,7 @@ class Context:
     data_key: Callable[[str], str] | None = None
     attack_steps: int | None = None
     image_size: int | None = None
+    regularizers: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def network_of(self, name: str) -> nn.Module:
         """The network of this name; ``main`` is the one in training."""
@@ -93,7 +95,7 @@ class Part(RangeChecked, nn.Module):
     Class attributes:
         needs: what must be present: ``hard_labels``, ``index``, ``logits``, ``embedding``, ``attack``,
             ``survived_steps`` (an attack that counts them), ``barrier`` (an attack that minimises a smooth function),
-            ``pair_form`` (a loss whose pairs can be mixed).
+            ``pair_form`` (a loss whose pairs can be mixed), ``regularizer`` (at least one).
         gives: what a head puts into its ``Output``: ``logits``, ``embedding``; what an attack puts into the batch
             beside its images: ``survived_steps``.
         does: what the part does to the rest: ``mixes_labels``, ``doubles_forward``, ...

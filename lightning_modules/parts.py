@@ -116,7 +116,8 @@ class Parts(nn.Module):
         Raises:
             ValueError: parts that do not suit the networks of the run, all of them at once; or a setting of one.
         """
-        context = replace(context, attack_steps=getattr(self.attack, "steps", None))
+        steps, regularizers = getattr(self.attack, "steps", None), dict(self.regularizers.items())
+        context = replace(context, attack_steps=steps, regularizers=regularizers)
         problems = []
         for name, part in self.named():
             try:

@@ -98,7 +98,7 @@ def run_step(
                     yield Pass(terms, outputs, step.pass_number, micro)
 
         given = _trained_parameters(step.network, parts) if parameters is None else dict(parameters)
-        parts.gradient(Seat(passes, backward, given, step, parts.attack))
+        parts.gradient(Seat(passes, backward, given, step, parts.attack, frozenset(parts.regularizers)))
     return result
 
 

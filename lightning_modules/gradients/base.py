@@ -46,6 +46,7 @@ class Seat:
         parameters: all that the optimizer trains by name, those of parts included.
         step: where training stands.
         attack: what made the images of the batches; None where nothing did.
+        regularizers: names of the terms that are a regularizer's; the others are the loss's.
     """
 
     passes: Callable[[], Iterator[Pass]]
@@ -53,21 +54,33 @@ class Seat:
     parameters: dict[str, nn.Parameter]
     step: Step
     attack: Attack | None = None
+    regularizers: frozenset[str] = frozenset()
 
-    def derive(self, scalar: Tensor) -> list[Tensor]:
-        """Gradients of one scalar of this process, one for each parameter (zeros where it has none), its graph kept.
+    def derive(self, scalar: Tensor, retain_graph: bool = True) -> list[Tensor | None]:
+        """Gradients of one scalar of this process, one for each parameter; None where it is not involved.
 
         They are those of its share of the batch, scaled so that ``average`` makes them the gradient of the global one.
+        The hooks by which processes share gradients are not called, nor is ``grad`` touched.
+
+        Args:
+            scalar: of this process.
+            retain_graph: whether something else is derived by the same forward afterwards.
         """
         parameters = list(self.parameters.values())
-        found = torch.autograd.grad(scalar * processes()[1], parameters, retain_graph=True, allow_unused=True)
-        pairs = zip(parameters, found, strict=True)
-        return [torch.zeros_like(p) if gradient is None else gradient for p, gradient in pairs]
+        if not scalar.requires_grad:
+            return [None] * len(parameters)
+        scalar = scalar * processes()[1]
+        found = torch.autograd.grad(scalar, parameters, retain_graph=retain_graph, allow_unused=True)
+        # That of a plain sum is one number, shown everywhere; nothing could be written into it.
+        return [g.contiguous() if g is not None and 0 in g.stride() else g for g in found]
 
-    def average(self, gradients: Sequence[Tensor]) -> None:
-        """Replace what ``derive`` gave by its mean over all processes; nothing with one."""
+    def average(self, gradients: Sequence[Tensor | None]) -> None:
+        """Replace what ``derive`` gave by its mean over all processes; nothing with one.
+
+        The same parameters are involved in every process, since all run the same parts.
+        """
         if processes()[1] > 1:
-            average_over_processes(gradients)
+            average_over_processes([gradient for gradient in gradients if gradient is not None])
 
 
 class Gradient(Part):
@@ -76,10 +89,12 @@ class Gradient(Part):
     Class attributes:
         several_passes: whether it goes over the batch more than once.
         derives_by_image: whether the image of a pass's batch is a leaf by which its terms can be derived.
+        derives_by_features: whether it needs the features of a view between backbone and head in the graph.
     """
 
     several_passes: ClassVar[bool] = False
     derives_by_image: ClassVar[bool] = False
+    derives_by_features: bool = False
 
     def forward(self, seat: Seat) -> None:
         raise NotImplementedError(f"{type(self).__name__} must define forward(seat)")

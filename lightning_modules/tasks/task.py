@@ -82,6 +82,12 @@ class Task(RangeChecked, LightningModule):
     ) -> None:
         super().__init__()
         check_pieces(parts, micro_batches)
+        if compile and parts.gradient.derives_by_features:
+            raise ValueError(
+                "these parts cannot work together:\n- gradient cannot be combined with task.compile=true: a compiled "
+                "network is one node of the graph, without features between backbone and head by which a term could be "
+                "derived; leave task.compile out, or take gradient.scope=backbone"
+            )
         self.automatic_optimization = False
         if channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

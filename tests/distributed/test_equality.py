@@ -22,10 +22,14 @@ WORDS = [
     "data.eval_batch_size=16",
 ]
 MESA = ["regularizer=mesa", "regularizer.mesa.start_epoch=0", "regularizer.mesa.decay=0.9", "task.ema_decay=0.9"]
+#: No term in the first epoch, so that it begins as the sum, with the hooks of the trainer.
+ALIGNED = [*SAF, "gradient=aligned"]
 CASES = {
     "saf": SAF,
     "mesa": [*MESA, "task.micro_batches=2", "task.clip_norm=1.0"],
     "sam": [*SAF, "gradient=sam", "gradient.rho=0.5", "task.micro_batches=2"],
+    "aligned": [*ALIGNED, "task.micro_batches=2", "task.clip_norm=1.0"],
+    "aligned by features": [*ALIGNED, "gradient.scope=feature"],
 }
 TIMES = ("seconds", "images_per_second")
 

@@ -1,5 +1,7 @@
 """Composition of parts: who sits where, what is refused and why, and who is asked what."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -64,8 +66,9 @@ def test_every_part_is_set_up_committed_and_asked(make_context, make_network):
     context = make_context(make_network())
     parts.setup(context)
     parts.commit(Update({"main": Output()}, None), None)
+    told = replace(context, regularizers={"first": first, "second": second})
     for part in (first, second):
-        assert part.calls == [("setup", context), ("commit", False)], "state is written without a graph"
+        assert part.calls == [("setup", told), ("commit", False)], "state is written without a graph"
     assert parts.end_epoch() == {
         "attack/steps": 7.0,
         "regularizer/first/strength": 0.5,
