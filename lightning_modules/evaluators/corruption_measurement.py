@@ -61,7 +61,7 @@ class CorruptionMeasurement(Measurement):
     @torch.no_grad()
     def _measure(self, batch: Batch) -> None:
         own, index = self.settings, batch.index.tolist()
-        self.size = " x ".join(str(side) for side in reversed(batch.image.shape[-2:]))
+        self.size = f"{batch.image.shape[-1]} x {batch.image.shape[-2]}"
         clean_B = self._predicted(batch.image)
         self.counts += torch.stack([torch.tensor(len(batch)), (clean_B == batch.label).sum().cpu()])
         pixels = _to_pixels(batch.image)
@@ -122,7 +122,7 @@ class CorruptionMeasurement(Measurement):
         chosen = f"all {images} images" if own.limit is None else f"{images} of {self.sample.seen} images at random"
         severities = ", ".join(map(str, own.severities))
         return (
-            f"{len(own.kinds)} kinds, severity {severities}, {chosen}, seed {own.seed}, corrupted at {self.size} px by "
+            f"{len(own.kinds)} kinds, severity {severities}, {chosen}, seed {own.seed}, {self.size} px, "
             f"{package_version()}"
         )
 

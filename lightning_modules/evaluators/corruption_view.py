@@ -20,7 +20,7 @@ def kind_table(kinds: Sequence[str], severities: Sequence[int], accuracy_KS: Arr
         [kind.replace("_", " "), group_of[kind], float(row.mean()), *(float(value) for value in row)]
         for kind, row in zip(kinds, accuracy_KS, strict=True)
     ]
-    columns = ["kind", "group", "mean_accuracy", *(f"accuracy_{severity}" for severity in severities)]
+    columns = ["kind", "group", "mean_accuracy", *(f"severity_{severity}_accuracy" for severity in severities)]
     return {"Accuracy by kind and severity": Table(columns, rows)}
 
 

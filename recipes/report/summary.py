@@ -94,8 +94,9 @@ def _context(evaluation: Evaluation) -> str:
 
 
 def _main_metric(run: RunFiles, metrics: dict[str, float]) -> tuple[str, str] | None:
-    if "robust_accuracy" in metrics:  # the clean accuracy beside it would flatter
-        return "Robust accuracy", quantity("robust_accuracy", metrics["robust_accuracy"])
+    for key in ("robust_accuracy", "corruption_accuracy"):  # the clean accuracy beside it would flatter
+        if key in metrics:
+            return label(key), quantity(key, metrics[key])
     if "accuracy" in metrics:
         return "Test accuracy", quantity("accuracy", metrics["accuracy"])
     validation = _numbers(run.results.get("val"))
