@@ -7,8 +7,9 @@ from typing import Any
 
 from kernels.wilson import wilson_interval
 from lightning_modules.evaluators.result import Evaluation
+from recipes.report.curves import repeats
 from recipes.report.markup import Markup, element
-from recipes.report.numbers import duration, label, number, percent, quantity
+from recipes.report.numbers import duration, label, number, path_label, percent, quantity
 from recipes.report.run_files import RunFiles, flatten
 
 LEAD = ("accuracy", "loss", "seed", "wall_seconds", "images_per_second", "peak_memory_mb")  # the first among the cards
@@ -65,6 +66,27 @@ def results_table(run: RunFiles, main: Evaluation, further: Mapping[str, Evaluat
     rows = [element("tr", element("th", key, scope="row"), element("td", quantity(key, value)))
             for key, value in facts.items()]  # fmt: skip
     return element("table", rows, class_="facts")
+
+
+def selected_and_last(run: RunFiles) -> Markup:
+    """Validation of the selected epoch beside that of the last one: how much was lost by training on, if anything."""
+    best, last, facts = (_numbers(tree) for tree in (run.results.get("val"), run.results.get("val_last"), run.results))
+    if not last or "selected_epoch" not in facts or "last_epoch" not in facts:
+        return Markup("")
+    columns = {f"val/{name}": (best.get(name), value) for name, value in last.items()}
+    rows = [
+        element("tr", element("th", path_label(name.removeprefix("val/")), scope="row"),
+                [element("td", quantity(name, value), class_="num") for value in pair])
+        for name, pair in columns.items() if not repeats(name, columns)
+    ]  # fmt: skip
+    words = [f"{word} {number(facts[f'{word}_epoch'])}" for word in ("selected", "last")]
+    head = element("tr", element("th", "epoch", scope="col"),
+                   [element("th", word, scope="col", class_="num") for word in words])  # fmt: skip
+    named = run.results.get("selected_by")
+    by = f"Selected by {', '.join(map(str, named))}." if isinstance(named, list) and named else ""
+    note = element("p", by, class_="note") if by else None
+    table = element("table", element("thead", head), element("tbody", rows))
+    return element("div", element("h3", "Selected and last epoch"), table, note, class_="card")
 
 
 def timing_facts(run: RunFiles) -> Markup:
