@@ -43,7 +43,9 @@ def cards(run: RunFiles, evaluation: Evaluation) -> Markup:
             entries.append((_title(split, key), quantity(key, value)))
     if run.epochs:
         entries.append(("Epochs", str(len(run.epochs))))
-    entries += [(label(key), quantity(key, value)) for key, value in _numbers(run.results).items()]
+    entries += [
+        (label(key), quantity(key, value)) for key, value in _numbers(run.results).items() if key != "last_epoch"
+    ]
     return _cards([entry for entry in dict.fromkeys(entries) if entry != main][:CARDS])
 
 
@@ -118,7 +120,7 @@ def _context(evaluation: Evaluation) -> str:
 def _main_metric(run: RunFiles, metrics: dict[str, float]) -> tuple[str, str] | None:
     for key in ("robust_accuracy", "corruption_accuracy"):  # the clean accuracy beside it would flatter
         if key in metrics:
-            return label(key), quantity(key, metrics[key])
+            return _title("test", key), quantity(key, metrics[key])
     if "accuracy" in metrics:
         return "Test accuracy", quantity("accuracy", metrics["accuracy"])
     validation = _numbers(run.results.get("val"))
