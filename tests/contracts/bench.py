@@ -149,6 +149,12 @@ def canonical(index, epoch=0, dtype=torch.float32):
     return Batch(first, label, index, second_image=second, clean_label=label, survived_steps=index % 4)
 
 
+def enlarged(batch, evaluators):
+    """The batch with its images as large as all evaluators need."""
+    times = -(-max((one.smallest_image for one in evaluators), default=1) // batch.image.shape[-1])
+    return batch.replace(image=batch.image.repeat(1, 1, times, times)) if times > 1 else batch
+
+
 def equal(ours, theirs):
     return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
