@@ -40,8 +40,8 @@ def words(case: list[str], root: str, epochs: int, images: int, seed: int) -> li
         "recipe=cifar_baseline",
         f"data.root={root}",
         "data.verify=false",
-        "data.limit_train=5500",
-        "data.val_fraction=0.1",
+        "data.limit_train=5000",
+        "data.val_fraction=0.02",
     ]
     data += [f"data.limit_test={images}"]
     chosen = ["validation=[classification,robustness]", "select=[robustness/pgd_accuracy]"]

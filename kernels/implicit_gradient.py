@@ -40,6 +40,8 @@ def implicit_gradient(
 ) -> list[Tensor]:
     """The cross term of ``sum_i p_i G_i``, one tensor for each parameter (zeros where it has none).
 
+    Samples that ``cross_term`` leaves out have no part in it.
+
     Args:
         loss_of: l, as a function of the perturbation, differentiable in ``parameters``.
         parameters: theta.
@@ -52,7 +54,7 @@ def implicit_gradient(
     """
     inner = perturbation.detach().requires_grad_(True)
     (outer,) = torch.autograd.grad((coefficients_B.detach() * loss_of(inner)).sum(), inner)
-    term = cross_term(raised or loss_of, perturbation, low, high, c, outer, solver_steps)
+    term, _ = cross_term(raised or loss_of, perturbation, low, high, c, outer, solver_steps)
     found = torch.autograd.grad(term, list(parameters), allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
@@ -66,8 +68,11 @@ def cross_term(
     outer: Tensor,
     solver_steps: int = 0,
     rounding: float = 1e-15,
-) -> Tensor:
-    """A scalar whose gradient by the parameters behind ``raised`` is the cross term.
+) -> tuple[Tensor, Tensor]:
+    """A scalar whose gradient by the parameters behind ``raised`` is the cross term; and which samples it leaves out.
+
+    ``[B]`` those are, with a ``v_i`` that is not finite: where the network has no second derivative in numbers, there
+    is no correction, and the rest of the batch keeps its own.
 
     Args:
         raised: l' as a function of the perturbation.
@@ -92,7 +97,10 @@ def cross_term(
                 return found.double()
 
             solved = solve(curvature, inverse, outer, solver_steps, rounding)
-        return (gradient * solved.to(gradient.dtype)).sum()
+        solved = solved.to(gradient.dtype)
+        rows = (solved.isfinite() & gradient.isfinite()).flatten(1).all(1)
+        kept = rows.view(-1, *[1] * (solved.ndim - 1))
+        return torch.where(kept, gradient * torch.where(kept, solved, 0.0), 0.0).sum(), ~rows
 
 
 def solve(
@@ -101,7 +109,8 @@ def solve(
     """``(D^-1 - C)^-1 outer`` of each sample by conjugate gradients, scaled from both sides by ``sqrt(D)``.
 
     A sample in a direction in which its matrix is not positive (the perturbation is no minimum of the lower level)
-    keeps what it has found; where that is the first direction, ``D outer``.
+    keeps what it has found; where that is the first direction, ``D outer``. One whose curvature is not finite has none,
+    and is not finite.
 
     Args:
         curvature: ``C v``, each sample by itself.
@@ -127,7 +136,7 @@ def solve(
         shorter = _dot(residual, residual)
         direction = residual + torch.where(alive, shorter / length, 0.0) * direction
         length = shorter
-    return scale * found
+    return scale * (found + 0 * residual)
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:

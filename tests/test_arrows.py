@@ -22,7 +22,7 @@ WINGS = {
     ],
     "datamodules": [{"order", "reading", "labels", "augmentation"}, {""}, {"sources"}],
 }  # fmt: skip
-LAZY = {"faiss", "albumentations", "matplotlib", "onnx", "wandb", "tensorboard"}
+LAZY = {"faiss", "imagecorruptions", "albumentations", "matplotlib", "onnx", "wandb", "tensorboard"}
 #: Reachable before a configuration is valid.
 TORCH_FREE = [
     "recipes/__init__.py", "recipes/cli.py", "recipes/evaluate.py", "recipes/checkpoints/stored.py",

@@ -87,6 +87,7 @@ class Evaluator(RangeChecked):
             those of the training part of the data; ``none`` for whatever they are.
         selects: metrics by which a validation selects, the first one first; a minus sign where lower is better.
         measures: all metrics of a validation; empty where that is not known beforehand.
+        smallest_image: pixels a side that images need.
     """
 
     reads: ClassVar[Literal["labelled", "unlabelled"]] = "labelled"
@@ -95,6 +96,7 @@ class Evaluator(RangeChecked):
     compares: ClassVar[Literal["network", "training", "none"]] = "network"
     selects: ClassVar[tuple[str, ...]] = ()
     measures: ClassVar[tuple[str, ...]] = ()
+    smallest_image: ClassVar[int] = 1
 
     def begin(self, network: Network, data: EvaluationData) -> Measurement:
         """A measurement of ``network`` on ``data``, whose batches are added one after another."""

@@ -173,7 +173,7 @@ class Checks:
             Check(
                 "two forwards agree",
                 self.differs <= SAME,
-                f"scores differ by {self.differs:.1e} of the largest",
+                f"scores differ by {self.differs:.1g} of the largest",
                 "layers act at random in eval mode: attacks would have to average over them",
             ),
             Check(

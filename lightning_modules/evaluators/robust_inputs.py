@@ -1,4 +1,4 @@
-"""Whether a batch can be attacked at all."""
+"""Whether a batch can be attacked or corrupted at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kernels.batch import Batch
 
 
 def check_batch(batch: Batch, logits: Tensor, classes: int) -> None:
-    """Refuse what an accuracy under attack would mean nothing for.
+    """Refuse what an accuracy under changes of the images would mean nothing for.
 
     Args:
         batch: as evaluated.
@@ -30,8 +30,8 @@ def check_batch(batch: Batch, logits: Tensor, classes: int) -> None:
     low, high = (float(value) for value in torch.aminmax(batch.image))
     if not (low >= 0 and high <= 1):
         raise ValueError(
-            f"images reach from {low:.4g} to {high:.4g}; attacks move pixels in [0, 1]: give images as the data "
-            "modules do, and leave normalization to the network"
+            f"images reach from {low:.4g} to {high:.4g}; they are changed within [0, 1]: give images as the "
+            "data modules do, and leave normalization to the network"
         )
     check_finite(logits, "an image")
 

@@ -17,6 +17,7 @@ from kernels.wilson import wilson_interval
 from lightning_modules.attacks.base import Draw
 from lightning_modules.attacks.victim import Victim, attacked
 from lightning_modules.evaluators.base import EvaluationData, Measurement, device_of
+from lightning_modules.evaluators.batch_sample import BatchSample
 from lightning_modules.evaluators.random_rows import RandomRows
 from lightning_modules.evaluators.result import Evaluation, PictureRow, Table
 from lightning_modules.evaluators.robust_checks import Check, Checks
@@ -59,10 +60,8 @@ class RobustMeasurement(Measurement):
         self.costs = [Cost() for _ in range(len(self.stages) + 1)]  # of the clean forward, then of each stage
         self.fell_at: list[Tensor] = []  # [B] 0 wrong already, k fell to stage k, one more: to a check, last: none
         self.labels: list[Tensor] = []
-        self.outside, self.seen, self.batch_size = 0, 0, 1
-        self.waiting: RandomRows[tuple[Tensor, Tensor, int]] | None = None
-        if settings.limit is not None:
-            self.waiting = RandomRows(settings.limit, settings.seed, "robustness.limit")
+        self.outside = 0
+        self.sample = BatchSample(settings.limit, settings.seed, "robustness.limit")
         self.pictures: RandomRows[PictureRow] = RandomRows(
             0 if data.brief else settings.num_pictures, settings.seed, "robustness.pictures"
         )
@@ -77,16 +76,11 @@ class RobustMeasurement(Measurement):
         if not len(batch):
             return
         check_batch(batch, output.class_scores, len(self.data.classes))
-        self.seen, self.batch_size = self.seen + len(batch), max(self.batch_size, len(batch))
-        if self.waiting is None:
-            self._attack(batch.image, batch.label, batch.index)
-            return
-        at = self.waiting.wanted(batch.index)
-        rows = [(batch.image[i].cpu().clone(), batch.label[i].cpu(), int(batch.index[i])) for i in at]
-        self.waiting.add(batch.index[at], rows)
+        for part in self.sample.now(batch):
+            self._attack(part)
 
-    def _attack(self, image: Tensor, label: Tensor, index: Tensor) -> None:
-        own = self.settings
+    def _attack(self, batch: Batch) -> None:
+        own, image, label, index = self.settings, batch.image, batch.label, batch.index
         with attacked(self.network) as victim:
             start = perf_counter()
             logits = victim.logits(image)
@@ -133,7 +127,8 @@ class RobustMeasurement(Measurement):
         Raises:
             ValueError: no data.
         """
-        self._attack_waiting()
+        for part in self.sample.rest(device_of(self.network)):
+            self._attack(part)
         if not self.labels:
             raise ValueError("there is no image to evaluate; check data.root and data.limit_test")
         label, fell_at = torch.cat(self.labels), torch.cat(self.fell_at)
@@ -153,15 +148,6 @@ class RobustMeasurement(Measurement):
         figures = eps_curve(self.checks.standing, images, str(self.settings.eps))
         pictures = {"Images that fell": self.pictures.rows()} if self.pictures.rows() else {}
         return Evaluation(metrics=metrics, tables=tables, figures=figures, pictures=pictures)
-
-    def _attack_waiting(self) -> None:
-        rows, device = self.waiting.rows() if self.waiting else [], device_of(self.network)
-        self.waiting = None
-        for start in range(0, len(rows), self.batch_size):
-            images, labels, index = zip(*rows[start : start + self.batch_size], strict=True)
-            self._attack(
-                torch.stack(images).to(device), torch.stack(labels).to(device), torch.tensor(index, device=device)
-            )
 
     def _metrics(self, counts: ClassCounts, checks: Sequence[Check]) -> dict[str, float]:
         images, robust = int(counts.images.sum()), int(counts.robust.sum())
@@ -201,5 +187,5 @@ class RobustMeasurement(Measurement):
 
     def _protocol(self, images: int) -> str:
         own = self.settings
-        chosen = f"all {images} images" if own.limit is None else f"{images} of {self.seen} images at random"
+        chosen = f"all {images} images" if own.limit is None else f"{images} of {self.sample.seen} images at random"
         return f"{own.norm}, eps {own.eps}, {chosen}, seed {own.seed}, {own.budget} budget, network in eval mode"

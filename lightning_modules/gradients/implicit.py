@@ -6,24 +6,24 @@ Sow, Lin, Wang, Liang. "Doubly Robust Instance-Reweighted Adversarial Training".
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
 from kernels.barrier import bounds
-from kernels.batch import Batch
+from kernels.batch import Batch, Step, Update
 from kernels.implicit_gradient import cross_term
 from lightning_modules.attacks.barrier import Barrier
+from lightning_modules.attacks.base import Draw
 from lightning_modules.attacks.victim import Victim
-from lightning_modules.gradients.base import Gradient, Seat, sum_terms
+from lightning_modules.distributed import total_over_processes
+from lightning_modules.gradients.base import Gradient, Pass, Seat, sum_terms
 from lightning_modules.gradients.kinks import kinks, kinks_of
-from lightning_modules.norm_statistics import norm_modules
+from lightning_modules.gradients.lower_level import as_attacked, statistics_of
+from lightning_modules.gradients.trust_region import Corrections, add_correction
 from lightning_modules.part import Context
+from lightning_modules.precision import at_least_float32
 
 
 class Implicit(Gradient):
@@ -36,6 +36,14 @@ class Implicit(Gradient):
     attack saw. The second term vanishes with the attack's ``c``. Beside the update it costs a gradient by the images,
     and a forward and two backwards of the lower level.
 
+    The first term is always there as it is; the second is a correction to it, and gives way where it cannot be trusted.
+    A sample whose ``(d2 lbar_i / dd2)^-1 p_i grad_d l_i`` is not finite has no part in it; a correction whose gradient
+    is not finite is left out of the update as a whole; one that is longer than ``max_ratio`` is scaled down. At a
+    solution none of this happens, for there the correction is a fraction of the direct gradient. It happens where the
+    lower level is nearly flat, by norm statistics that are not yet the network's own, or far from a solution; how often
+    stands in the epoch's row and in the report. The lower level is in at least float32. Images in half precision are no
+    solution, because the ball has a few of their spacings; their attack is made once more, in float32.
+
     Only networks that are twice differentiable have it. A piecewise-linear one has no second derivative on the kinks,
     and on these the attack's solutions lie; at build such a network is refused.
 
@@ -46,6 +54,8 @@ class Implicit(Gradient):
         solver_steps: of conjugate gradients for ``whole``; each costs a second derivative of the network.
         start_epoch: 0-based; before it the gradient is that of the sum alone. The attack sees the network by the
             running norm statistics, and those of the first updates are not yet its own.
+        max_ratio: largest norm of the correction, over all weights and the whole update, in norms of the direct
+            gradient. Up to 1 the sum never points against the direct gradient. None is the formula as it stands.
 
     Raises:
         ValueError: a network that is not smooth, or a start behind the end of the run.
@@ -64,9 +74,12 @@ class Implicit(Gradient):
         hessian: Literal["whole", "barrier"] = "whole",
         solver_steps: Annotated[int, "x >= 1"] = 10,
         start_epoch: Annotated[int, "x >= 0"] = 1,
+        max_ratio: Annotated[float, "x > 0"] | None = 1.0,
     ) -> None:
         super().__init__()
-        self.hessian, self.solver_steps, self.start_epoch = hessian, solver_steps, start_epoch
+        self.hessian, self.solver_steps = hessian, solver_steps
+        self.start_epoch, self.max_ratio = start_epoch, max_ratio
+        self.record = Corrections()
         self._looked = False
 
     def setup(self, context: Context) -> None:
@@ -90,82 +103,70 @@ class Implicit(Gradient):
             for one in seat.passes():
                 seat.backward(sum_terms(one.terms))
             return
-        statistics = _statistics(network)  # those the attack saw: forwards of the update move them
-        for one in seat.passes():
-            total = sum_terms(one.terms)
-            with _as_attacked(network, statistics) as victim:
-                through = self._through(attack, victim, one.batch, total)
-            seat.backward(total + through.to(total.dtype))
+        statistics = statistics_of(network)  # those the attack saw: forwards of the update move them
+        parts = [self._one(seat, one, attack, statistics) for one in seat.passes()]
+        correction = parts[0][0]
+        for further, _ in parts[1:]:
+            torch._foreach_add_(correction, further)
+        seat.average(correction)
+        added = add_correction(seat.parameters.values(), correction, self.max_ratio)
+        left_out = torch.cat([rows for _, rows in parts]).double()
+        counts = torch.stack([left_out.sum(), torch.ones_like(left_out).sum()])
+        self.record.count(seat.step, added, total_over_processes(counts))
 
-    def _through(self, attack: Barrier, victim: Victim, batch: Batch, total: Tensor) -> Tensor:
-        """A scalar with the gradient of ``total`` that goes through the attack of this micro-batch."""
+    def _one(
+        self, seat: Seat, one: Pass, attack: Barrier, statistics: dict[str, Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        """The correction of a micro-batch, and which samples have no part in it; its direct gradient in place."""
+        total = sum_terms(one.terms)
+        with as_attacked(seat.step.network, statistics) as victim:
+            through, left_out = self._through(attack, victim, one.batch, total, seat.step)
+            correction = seat.derive(through)
+        seat.backward(total)
+        return correction, left_out
+
+    def _through(
+        self, attack: Barrier, victim: Victim, batch: Batch, total: Tensor, step: Step
+    ) -> tuple[Tensor, Tensor]:
+        """A scalar with the gradient of ``total`` that goes through the attack of this micro-batch, and which samples
+        have no part in it."""
         (outer,) = torch.autograd.grad(total, batch.image, retain_graph=True, allow_unused=True)
         if outer is None or batch.clean_image is None:
             raise ValueError(
                 "gradient=implicit: no term depends on the attacked image, so that there is nothing to differentiate "
                 "through; let the loss read the view main or adversarial, or take gradient=sum"
             )
-        if torch.finfo(batch.image.dtype).bits < 32:
-            raise ValueError(
-                f"gradient=implicit got images in {batch.image.dtype}, whose perturbations are rounded away from the "
-                "solution of the attack; give them in float32 (trainer.precision=32-true or bf16-mixed)"
-            )
-        clean, dtype = batch.clean_image.double(), torch.promote_types(batch.image.dtype, torch.float32)
-        objective = attack.raised(victim, batch.clean_image, batch.label)
+        clean, moved = at_least_float32(batch.clean_image), batch.image.detach()
+        if clean.dtype != moved.dtype:  # rounded to half precision it is no solution: the box has few spacings
+            moved = attack.search(victim, clean, batch.label, Draw(step.seed, step.update, batch.index)).image
+        exact, objective = clean.double(), attack.raised(victim, clean, batch.label)
 
         def raised(perturbation: Tensor) -> Tensor:
-            logits = victim.logits((clean + perturbation).to(dtype))
+            logits = victim.logits((exact + perturbation).to(clean.dtype))
             if not self._looked:
                 _check_smooth(kinks(logits, perturbation))
                 self._looked = True
             return objective(logits)
 
-        low, high = bounds(batch.clean_image, attack.eps)
+        low, high = bounds(clean, attack.eps)
         steps = self.solver_steps if self.hessian == "whole" else 0
-        rounding = 10 * torch.finfo(dtype).eps
-        return cross_term(raised, batch.image.double() - clean, low, high, attack.c, outer, steps, rounding)
+        rounding = 10 * torch.finfo(clean.dtype).eps
+        return cross_term(raised, moved.double() - exact, low, high, attack.c, outer, steps, rounding)
 
+    def commit(self, result: Update, step: Step) -> None:
+        """Add up what became of the correction of this update."""
+        self.record.commit(step)
 
-class _Differentiable(Victim):
-    """A victim whose logits keep their graph, also by the weights."""
+    def end_epoch(self) -> dict[str, float]:
+        """Of the epoch's updates with a correction: the mean ratio of norms as added, the share that the bound scaled
+        down, and the share of samples that were left out."""
+        return self.record.read()
 
-    def logits(self, image: Tensor) -> Tensor:
-        return self._logits(image)
+    def report(self) -> dict[str, float]:
+        return self.record.report()
 
-
-@contextmanager
-def _as_attacked(network: nn.Module, statistics: dict[str, Tensor]) -> Iterator[Victim]:
-    """The function that the attack climbed, to be derived twice: norms in eval mode, with these statistics.
-
-    The network itself is called, because a compiled one has no second derivative, and neither has fused attention; in
-    the precision of its weights, because a second derivative of rounded activations is noise.
-    """
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        network.eval()
-        with sdpa_kernel([SDPBackend.MATH]), torch.autocast(next(network.parameters()).device.type, enabled=False):
-            state = {**dict(network.named_parameters()), **statistics}
-            state = {name: _wide(value) for name, value in state.items()}
-            yield _Differentiable(lambda image: functional_call(network, state, (_wide(image),)))
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _wide(value: Tensor) -> Tensor:
-    """In at least float32: a second derivative of half precision is noise."""
-    return value.to(torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value
-
-
-def _statistics(network: nn.Module) -> dict[str, Tensor]:
-    """Copies of the running statistics of norms by name."""
-    norms = {id(norm) for norm in norm_modules(network)}
-    return {
-        f"{name}.{own}".removeprefix("."): buffer.clone()
-        for name, module in network.named_modules()
-        if id(module) in norms
-        for own, buffer in module.named_buffers(recurse=False)
-    }
+    def acted(self) -> bool:
+        return self.record.acted()
 
 
 def _check_smooth(found: list[str]) -> None:

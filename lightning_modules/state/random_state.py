@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,26 @@ def set_random_state(state: dict[str, Any], device: torch.device | None = None) 
     torch.set_rng_state(state["torch"])
     if device is not None and device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+@contextmanager
+def numpy_seeded(seed: int) -> Iterator[None]:
+    """NumPy's global generator starts from a seed inside, and is what it was afterwards.
+
+    Args:
+        seed: 0 to 2**32 - 1.
+
+    Example:
+        >>> with numpy_seeded(0):
+        ...     float(np.random.rand())
+        0.5488135039273248
+    """
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
 
 
 def check_random_state(state: dict[str, Any]) -> str | None:

@@ -67,6 +67,17 @@ def computed_once(*networks: nn.Module) -> Iterator[Callable[[], None]]:
             _COMPUTED.pop(id(module), None)
 
 
+@contextmanager
+def computed_anew(network: nn.Module) -> Iterator[None]:
+    """Inside, weights are functions of the parameters that are there at each read, such as those of a functional call;
+    afterwards those computed before are read again."""
+    before = {id(module): _COMPUTED.pop(id(module)) for module in _modules(network) if id(module) in _COMPUTED}
+    try:
+        yield
+    finally:
+        _COMPUTED.update(before)
+
+
 def _reads_its_own(kind: Any) -> None:
     """Let modules of a class that torch made for one layer, and that its deep copies share, read ``_COMPUTED``."""
     theirs = kind.__dict__["weight"]

@@ -24,7 +24,8 @@ def check_fit(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator], 
     Raises:
         ValueError: all problems at once.
     """
-    problems = [*_of_heads(task, evaluators), *_of_classes(task, data, evaluators), *_of_pairs(task, data, evaluators)]
+    asked = (_of_heads(task, evaluators), _of_sizes(task, data, evaluators), _of_classes(task, data, evaluators))
+    problems = [problem for found in (*asked, _of_pairs(task, data, evaluators)) for problem in found]
     if problems:
         raise ValueError("this run does not fit together:\n- " + "\n- ".join(problems))
     for batch in (0, data.steps_per_epoch - 1):  # only the last may be smaller
@@ -44,6 +45,16 @@ def _of_heads(task: Task, evaluators: Mapping[str, Evaluator]) -> Iterator[str]:
             yield (
                 f"{name} reads class scores, and head {type(head).__name__} gives none; take head=linear, or "
                 "task=metric_learning and evaluator=[retrieval]"
+            )
+
+
+def _of_sizes(task: Task, data: ImageData, evaluators: Mapping[str, Evaluator]) -> Iterator[str]:
+    validating = _named("validation", task.validation.evaluators)
+    for name, evaluator in (validating | _named("evaluator", evaluators)).items():
+        if data.image_size < evaluator.smallest_image:
+            yield (
+                f"{name} needs images of at least {evaluator.smallest_image} px a side, and those of this data have "
+                f"{data.image_size}; raise data.image_size where the data has that key, or leave it out"
             )
 
 

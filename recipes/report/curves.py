@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from recipes.report.line_chart import Chart, line_chart
 from recipes.report.markup import Markup
-from recipes.report.numbers import is_share, label, percent, quantity
+from recipes.report.numbers import is_share, label, path_label, percent, quantity
 from recipes.report.run_files import Column, RunFiles
 
 SPLITS = ("train", "val", "test")
@@ -16,8 +17,8 @@ LEAD = ("loss", "accuracy", "lr")  # what a reader looks at first, in this order
 
 
 def learning_charts(run: RunFiles) -> list[Markup]:
-    """Loss, accuracy and learning rate, then whatever else was measured on a split."""
-    columns = _with_values(run)
+    """Loss, accuracy, what selected, learning rate, then whatever else was measured on a split."""
+    columns = {name: column for name, column in _with_values(run).items() if not repeats(name, run.metrics)}
     by_metric: dict[str, dict[str, Column]] = {}
     for name, column in columns.items():
         split, _, metric = name.partition("/")
@@ -26,8 +27,18 @@ def learning_charts(run: RunFiles) -> list[Markup]:
     for name in columns:
         if name == "lr" or name.startswith("lr/"):
             by_metric.setdefault("lr", {})[name.removeprefix("lr/")] = columns[name]
-    order = [m for m in LEAD if m in by_metric] + [m for m in by_metric if m not in LEAD]
-    return [_chart(run, metric, by_metric[metric], zero=metric == "lr") for metric in order]
+    named = run.results.get("selected_by")
+    selecting = [str(name).removeprefix("-") for name in named] if isinstance(named, list) else []
+    lead = dict.fromkeys([*LEAD[:2], *selecting, *LEAD[2:], *by_metric])
+    return [_chart(run, metric, by_metric[metric], title=path_label(metric), zero=metric == "lr", selected="val")
+            for metric in lead if metric in by_metric]  # fmt: skip
+
+
+def repeats(name: str, columns: Mapping[str, Any]) -> bool:
+    """Whether a further evaluator's ``val/NAME/METRIC`` holds what ``val/METRIC`` does."""
+    split, _, rest = name.partition("/")
+    metric = rest.rpartition("/")[2]
+    return split == "val" and metric != rest and columns.get(f"val/{metric}") == columns[name]
 
 
 def timing_charts(run: RunFiles) -> list[Markup]:
@@ -86,13 +97,15 @@ def _is_term(metric: str, columns: dict[str, Column]) -> bool:
 
 
 def _chart(run: RunFiles, name: str, lines: dict[str, Column], *, title: str = "", zero: bool = False,
-           marks: dict[float, str] | None = None) -> Markup:  # fmt: skip
+           marks: dict[float, str] | None = None, selected: str = "") -> Markup:  # fmt: skip
+    """``selected`` names the line on which the selected epoch is marked; without one, the best of the accuracy is."""
     top = max((value for column in lines.values() for value in column if value is not None), default=0.0)
     share = is_share(name) and top <= 1
-    selected = run.results.get("selected_epoch")
+    epoch = run.results.get("selected_epoch")
+    known = isinstance(epoch, int | float)
     return line_chart(Chart(title or label(name), run.epochs, lines, share=share, zero=zero or share, marks=marks or {},
-                            best="val" if name == "accuracy" else "",
-                            selected=selected if isinstance(selected, int | float) else None))  # fmt: skip
+                            best=selected if known or name == "accuracy" else "",
+                            selected=epoch if known else None))  # fmt: skip
 
 
 def _part_reports(run: RunFiles) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ SHARE_NAMES = ("accuracy", "share", "ratio", "fraction", "recall", "precision", 
                "map", "mrr", "robust", "worst", "tail")  # fmt: skip
 ACRONYMS = {"ece": "ECE", "nll": "NLL", "kl": "KL", "lr": "Learning rate", "saf": "SAF", "mesa": "MESA", "gpu": "GPU",
             "cpu": "CPU", "ema": "EMA", "auroc": "AUROC", "id": "ID", "knn": "kNN", "sam": "SAM",
-            "top1": "top-1", "top5": "top-5", "map": "mAP", "mrr": "MRR", "nmi": "NMI"}  # fmt: skip
+            "top1": "top-1", "top5": "top-5", "map": "mAP", "mrr": "MRR", "nmi": "NMI", "pgd": "PGD"}  # fmt: skip
 
 
 def is_share(name: str) -> bool:
@@ -32,6 +32,16 @@ def label(name: str) -> str:
     if words and words[0].islower():
         words[0] = words[0].capitalize()
     return " ".join(words)
+
+
+def path_label(name: str) -> str:
+    """``label`` of every step of a path.
+
+    Example:
+        >>> path_label("robustness/pgd_accuracy")
+        'Robustness · PGD accuracy'
+    """
+    return " · ".join(label(step) for step in name.split("/"))
 
 
 def _word(word: str) -> str:

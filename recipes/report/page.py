@@ -26,8 +26,9 @@ from recipes.report.pictures import picture_rows
 from recipes.report.run_files import RunFiles, read_run
 from recipes.report.scatter import scatter_maps
 from recipes.report.style import STYLE
-from recipes.report.summary import cards, header, metric_cards, results_table, timing_facts
+from recipes.report.summary import cards, header, metric_cards, results_table, selected_and_last, timing_facts
 
+LONG = 60  # characters of a cell that may break into lines
 MAIN = "classification"  # the evaluator whose numbers stand at the top of the page
 
 
@@ -84,7 +85,7 @@ def _sections(run: RunFiles, evaluations: Mapping[str, Evaluation]) -> list[Mark
     return [
         header(run, main),
         cards(run, main),
-        _section("Learning", _grid(learning_charts(run))),
+        _section("Learning", _grid([*learning_charts(run), selected_and_last(run)])),
         _section("Method", _grid(method_charts(run)), lead=notes),
         _section("Surgery", *_surgery(run)),
         *([_one_section(names[0], main)] if further else _single_sections(main)),
@@ -154,16 +155,20 @@ def _classes(evaluation: Evaluation) -> list[Markup]:
 
 
 def _table_card(title: str, table: Table) -> Markup:
-    names = [name.replace("_", " ") for name in table.columns]
-    rows = [[quantity(name, cell) for name, cell in zip(table.columns, row, strict=True)] for row in table.rows]
-    content = _wide_table(names, rows)
+    """The table under its title, without columns in which nothing stands."""
+    filled = [i for i in range(len(table.columns)) if any(row[i] not in (None, "") for row in table.rows)]
+    names = [table.columns[i] for i in filled]
+    rows = [[quantity(table.columns[i], row[i]) for i in filled] for row in table.rows]
+    told = len(names) == 1 and label(names[0]) == title  # the title says what stands in the one column
+    content = _wide_table([] if told else [name.replace("_", " ") for name in names], rows)
     return element("div", element("h3", title), element("div", content, class_="scroll", tabindex=0), class_="card")
 
 
 def _wide_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Markup:
-    head = element("thead", element("tr", [element("th", name, scope="col") for name in columns]))
-    body = element("tbody", [element("tr", [element("td", cell) for cell in row]) for row in rows])
-    return element("table", head, body, class_="wide")
+    head = element("tr", [element("th", name, scope="col") for name in columns])
+    body = [[element("td", cell, class_="long" if len(cell) > LONG else None) for cell in row] for row in rows]
+    return element("table", element("thead", head) if columns else None,
+                   element("tbody", [element("tr", row) for row in body]), class_="wide")  # fmt: skip
 
 
 def _surgery(run: RunFiles) -> list[Markup]:

@@ -122,7 +122,7 @@ th, thead th { color: var(--muted); }
 .num { text-align: right; white-space: nowrap; padding-right: 0; padding-left: 12px; }
 .facts { table-layout: fixed; } .facts th { width: 40%; } .facts td { overflow-wrap: anywhere; }
 .wide { width: auto; } .wide th, .wide td { white-space: nowrap; padding: 5px 24px 5px 0; }
-.wide th { white-space: normal; vertical-align: bottom; }
+.wide th { white-space: normal; vertical-align: bottom; } .wide .long { white-space: normal; min-width: 300px; }
 details { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 summary { padding: 12px 16px; font-weight: 600; cursor: pointer; } details > div { padding: 0 16px 16px; }
 details > .scroll { margin: 0; }

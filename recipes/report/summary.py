@@ -7,8 +7,9 @@ from typing import Any
 
 from kernels.wilson import wilson_interval
 from lightning_modules.evaluators.result import Evaluation
+from recipes.report.curves import repeats
 from recipes.report.markup import Markup, element
-from recipes.report.numbers import duration, label, number, percent, quantity
+from recipes.report.numbers import duration, label, number, path_label, percent, quantity
 from recipes.report.run_files import RunFiles, flatten
 
 LEAD = ("accuracy", "loss", "seed", "wall_seconds", "images_per_second", "peak_memory_mb")  # the first among the cards
@@ -42,7 +43,9 @@ def cards(run: RunFiles, evaluation: Evaluation) -> Markup:
             entries.append((_title(split, key), quantity(key, value)))
     if run.epochs:
         entries.append(("Epochs", str(len(run.epochs))))
-    entries += [(label(key), quantity(key, value)) for key, value in _numbers(run.results).items()]
+    entries += [
+        (label(key), quantity(key, value)) for key, value in _numbers(run.results).items() if key != "last_epoch"
+    ]
     return _cards([entry for entry in dict.fromkeys(entries) if entry != main][:CARDS])
 
 
@@ -65,6 +68,27 @@ def results_table(run: RunFiles, main: Evaluation, further: Mapping[str, Evaluat
     rows = [element("tr", element("th", key, scope="row"), element("td", quantity(key, value)))
             for key, value in facts.items()]  # fmt: skip
     return element("table", rows, class_="facts")
+
+
+def selected_and_last(run: RunFiles) -> Markup:
+    """Validation of the selected epoch beside that of the last one: how much was lost by training on, if anything."""
+    best, last, facts = (_numbers(tree) for tree in (run.results.get("val"), run.results.get("val_last"), run.results))
+    if not last or "selected_epoch" not in facts or "last_epoch" not in facts:
+        return Markup("")
+    columns = {f"val/{name}": (best.get(name), value) for name, value in last.items()}
+    rows = [
+        element("tr", element("th", path_label(name.removeprefix("val/")), scope="row"),
+                [element("td", quantity(name, value), class_="num") for value in pair])
+        for name, pair in columns.items() if not repeats(name, columns)
+    ]  # fmt: skip
+    words = [f"{word} {number(facts[f'{word}_epoch'])}" for word in ("selected", "last")]
+    head = element("tr", element("th", "epoch", scope="col"),
+                   [element("th", word, scope="col", class_="num") for word in words])  # fmt: skip
+    named = run.results.get("selected_by")
+    by = f"Selected by {', '.join(map(str, named))}." if isinstance(named, list) and named else ""
+    note = element("p", by, class_="note") if by else None
+    table = element("table", element("thead", head), element("tbody", rows))
+    return element("div", element("h3", "Selected and last epoch"), table, note, class_="card")
 
 
 def timing_facts(run: RunFiles) -> Markup:
@@ -94,8 +118,9 @@ def _context(evaluation: Evaluation) -> str:
 
 
 def _main_metric(run: RunFiles, metrics: dict[str, float]) -> tuple[str, str] | None:
-    if "robust_accuracy" in metrics:  # the clean accuracy beside it would flatter
-        return "Robust accuracy", quantity("robust_accuracy", metrics["robust_accuracy"])
+    for key in ("robust_accuracy", "corruption_accuracy"):  # the clean accuracy beside it would flatter
+        if key in metrics:
+            return _title("test", key), quantity(key, metrics[key])
     if "accuracy" in metrics:
         return "Test accuracy", quantity("accuracy", metrics["accuracy"])
     validation = _numbers(run.results.get("val"))

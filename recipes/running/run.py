@@ -310,8 +310,9 @@ class Run:
             "seed": self.config["seed"],
             "test": tests.pop(main, {}),
             **({"evaluators": tests} if tests else {}),
-            "val": {name.removeprefix("val/"): value for name, value in best.items() if name.startswith("val/")},
+            "val": _validated(best),
             "selected_epoch": best.get("epoch"),
+            **_selection(self.task.validation.selecting, rows),
             "epochs": len(rows),
             "updates": rows[-1]["update"] if rows else 0,
             "parts": self.task.parts.report(),
@@ -325,6 +326,19 @@ class Run:
             "split": self.data.split_record(),
             **({"unreadable": found} if (found := self.data.unreadable()) else {}),
         }
+
+
+def _validated(row: dict[str, float]) -> dict[str, float]:
+    return {name.removeprefix("val/"): value for name, value in row.items() if name.startswith("val/")}
+
+
+def _selection(selecting: dict[str, float], rows: list[dict[str, float]]) -> dict[str, Any]:
+    """What selected, as the key ``select`` names it, and the validation of the last epoch beside the selected one's."""
+    last = next((row for row in reversed(rows) if _validated(row)), None)
+    if last is None:
+        return {}
+    names = [("-" if sign < 0 else "") + column.removeprefix("val/") for column, sign in selecting.items()]
+    return {"selected_by": names, "val_last": _validated(last), "last_epoch": last["epoch"]}
 
 
 def refuse_to_start_over(directory: Path) -> None:

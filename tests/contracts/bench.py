@@ -165,6 +165,12 @@ def training(dtype=torch.float32):
     return [canonical(range(start, start + SIZE), dtype=dtype) for start in range(0, TRAIN, SIZE)]
 
 
+def enlarged(batch, evaluators):
+    """The batch with its images as large as all evaluators need."""
+    times = -(-max((one.smallest_image for one in evaluators), default=1) // batch.image.shape[-1])
+    return batch.replace(image=batch.image.repeat(1, 1, times, times)) if times > 1 else batch
+
+
 def equal(ours, theirs):
     return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import sets
 import torch
-from bench import ALL, finite, kinds
+from bench import ALL, enlarged, finite, kinds
 from partners import PARTNERS, command, configure, node, said
 
 import recipes.building.assemble as assembly
@@ -198,6 +198,7 @@ def train(run, pair, folder):
         again = partial(iter, training)
         names, query = run.data.classes_of("test"), run.data.test_is_query
         paths = [f"{i}.png" for i in range(10000)]
+        testing = [enlarged(batch, run.evaluators.values()) for batch in testing]
         data = EvaluationData(testing, names, paths=paths, output=folder, train=again, is_query=query, brief=True)
         evaluated(run.evaluators, network, data)
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from bench import CLASSES, EVALUATORS, SIZE, TRAIN, build, canonical, each, equal, finite
+from bench import CLASSES, EVALUATORS, SIZE, TRAIN, build, canonical, each, enlarged, equal, finite
 
 from lightning_modules.evaluators.base import EvaluationData
 
@@ -14,7 +14,7 @@ from lightning_modules.evaluators.base import EvaluationData
 def test_an_evaluator_only_looks(make_network, tmp_path, kind, name, dtype):
     """On a network of any type in training mode: finite metrics, the same twice, and nothing changed."""
     network, evaluator = make_network(batch_norm=True, dtype=dtype).train(), build(kind, name)
-    batches = [canonical(range(start, start + SIZE)) for start in range(0, TRAIN, SIZE)]
+    batches = [enlarged(canonical(range(start, start + SIZE)), [evaluator]) for start in range(0, TRAIN, SIZE)]
     kept, before = copy.deepcopy(batches), copy.deepcopy(network.state_dict())
     names = tuple(f"class {c}" for c in range(CLASSES))
     paths = [f"{i}.png" for i in range(TRAIN)]

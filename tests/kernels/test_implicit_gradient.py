@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from kernels.barrier import bounds, linear_minimum
-from kernels.implicit_gradient import implicit_gradient, solve
+from kernels.implicit_gradient import cross_term, implicit_gradient, solve
 
 B, PIXELS, HIDDEN, CLASSES, EPS = 4, 6, 4, 3, 0.2
 P = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)  # coefficients
@@ -168,3 +168,29 @@ def test_a_linear_lower_level_has_the_barriers_hessian():
     torch.testing.assert_close(one, other, rtol=0, atol=1e-14)
     inverse = 1 / (0.1 / (toy.high - d) ** 2 + 0.1 / (d - toy.low) ** 2)
     torch.testing.assert_close(one, (P[:, None] * inverse * theta).sum(0), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("steps", [0, 1, PIXELS])
+def test_a_sample_that_is_not_finite_is_left_out_alone(steps):
+    toy, c = Toy(), 1e-2
+    d = toy.solved(toy.theta, c)
+    outer = torch.rand(B, PIXELS, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    found = []
+    for bad in (0.0, torch.inf):
+        outer[1] = bad
+        theta = toy.theta.clone().requires_grad_(True)
+        term, left_out = cross_term(toy.loss(theta), d, toy.low, toy.high, c, outer, steps)
+        assert left_out.tolist() == [False, bad > 0, False, False]
+        found += torch.autograd.grad(term, theta)
+    assert torch.equal(*found) and found[0].isfinite().all() and found[0].norm() > 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_curvature_that_is_not_finite_gives_no_solution(steps):
+    """However many steps come after it: the others have theirs."""
+    generator = torch.Generator().manual_seed(3)
+    diagonal, outer = (torch.rand(2, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    factor = torch.tensor([[0.3], [torch.nan]], dtype=torch.float64)
+    found = solve(lambda vector: factor * vector, diagonal, outer, steps)
+    assert found[1].isnan().all()
+    assert torch.equal(found[:1], solve(lambda vector: 0.3 * vector, diagonal[:1], outer[:1], steps))

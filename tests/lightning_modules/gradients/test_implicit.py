@@ -12,6 +12,7 @@ from lightning_modules.attacks.base import Draw
 from lightning_modules.attacks.pgd import PGD
 from lightning_modules.attacks.victim import attacked
 from lightning_modules.backbones.timm_backbone import create_backbone
+from lightning_modules.gradients import trust_region
 from lightning_modules.gradients.implicit import Implicit
 from lightning_modules.gradients.kinks import kinks, kinks_of
 from lightning_modules.gradients.sum import Sum
@@ -22,6 +23,8 @@ from lightning_modules.network import Network
 from lightning_modules.part import Loss, Mixing, Reweighting
 from lightning_modules.parts import Parts
 from lightning_modules.step import run_step
+from lightning_modules.surgery.base import operate
+from lightning_modules.surgery.weight_standardization import WeightStandardization
 
 C, EPS = 1e-2, 0.2
 
@@ -36,8 +39,8 @@ class Softmax(Reweighting):
 
 
 def implicit(**keys):
-    """From the first epoch on."""
-    return Implicit(start_epoch=0, **keys)
+    """From the first epoch on, and the formula as it stands."""
+    return Implicit(**({"start_epoch": 0, "max_ratio": None} | keys))
 
 
 def dot(ones, others):
@@ -307,8 +310,82 @@ def test_before_its_start_it_is_the_sum(make_network, make_batch, make_step, mak
         Implicit(start_epoch=5).setup(make_context(network))
 
 
-def test_images_in_half_precision_are_refused(make_network, make_batch, make_step):
-    network, batch = make_network(dtype=torch.bfloat16), make_batch(range(8), dtype=torch.bfloat16)
-    parts = Parts(CrossEntropy(), attack=Barrier(c=1e-3), gradient=implicit())
-    with pytest.raises(ValueError, match="got images in torch.bfloat16, whose perturbations are rounded away"):
-        run_step(parts, batch, make_step(network))
+@pytest.fixture
+def corrections(monkeypatch):
+    """What was to be added to the direct gradient, of every update."""
+    seen, add = [], trust_region.add_correction
+
+    def spy(weights, correction, max_ratio):
+        seen.append([part.clone() for part in correction])
+        return add(weights, correction, max_ratio)
+
+    monkeypatch.setattr("lightning_modules.gradients.implicit.add_correction", spy)
+    return seen
+
+
+@pytest.mark.parametrize("standardized", [False, True])
+@pytest.mark.parametrize("objective", ["ce", "kl"])
+def test_half_precision_has_the_correction_of_single(
+    make_network, make_batch, make_step, corrections, standardized, objective
+):
+    """Not of the rounded images, in a ball of a few spacings, nor of rounded second derivatives."""
+    network, batch = make_network(dtype=torch.float32), make_batch(range(8), dtype=torch.float32)
+    if standardized:
+        operate(network.backbone, {"ws": WeightStandardization(select="all")}, 5)
+    network, batch = network.bfloat16(), batch.replace(image=batch.image.bfloat16())
+    single = copy.deepcopy(network).float(), batch.replace(image=batch.image.float())
+    for net, images in ((network, batch), single):
+        attack = Barrier(eps=8 / 255 if objective == "ce" else EPS, c=C, steps=20, objective=objective)
+        gradients_of(net, images, make_step, attack=attack, gradient=implicit())
+    assert all(part.dtype == torch.bfloat16 for part in corrections[0])
+    half, exact = (torch.cat([part.flatten().double() for part in parts]) for parts in corrections)
+    assert exact.norm() > 1e-4 and (half - exact).norm() < 0.03 * exact.norm()
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_the_bound_is_that_of_the_whole_update(make_network, make_batch, make_step, micro_batches):
+    def found(**seats):
+        gradients, _ = gradients_of(
+            make_network(), make_batch(range(8)), make_step, micro_batches, attack=Barrier(eps=EPS, c=C), **seats
+        )
+        return torch.cat([g.flatten() for g in gradients])
+
+    direct, whole = found(), found(gradient=implicit())
+    correction = whole - direct
+    ratio = float(correction.norm() / direct.norm())
+    torch.testing.assert_close(found(gradient=implicit(max_ratio=2 * ratio)), whole, rtol=0, atol=0)
+    bounded = implicit(max_ratio=ratio / 4)
+    torch.testing.assert_close(found(gradient=bounded), direct + correction / 4, rtol=0, atol=1e-12)
+    assert not bounded.acted() and bounded.report() == {}, "counted when the update has happened"
+    bounded.commit(None, make_step(None))
+    assert bounded.acted() and bounded.report() == bounded.end_epoch()
+    expected = {"ratio": ratio / 4, "scaled_down_share": 1.0, "left_out_share": 0.0}
+    assert bounded.report() == pytest.approx(expected, rel=1e-9) and bounded.end_epoch() == {}
+
+
+def test_without_second_derivatives_the_direct_gradient_is_left(make_network, make_batch, make_step):
+    """Running statistics that are of no use, which the direct gradient does not read: it stays bit for bit."""
+    found = []
+    for gradient in (Sum(), implicit()):
+        network = make_network(batch_norm=True).train()
+        network.backbone.norm.running_mean.fill_(torch.inf)
+        found.append(gradients_of(network, make_batch(range(8)), make_step, attack=Barrier(), gradient=gradient)[0])
+    assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(*found, strict=True))
+    gradient.commit(None, make_step(None))
+    assert gradient.report() == {"ratio": 0.0, "scaled_down_share": 0.0, "left_out_share": 1.0}
+    assert not gradient.acted()
+
+
+def test_of_untrained_statistics_it_is_no_longer_than_the_direct_gradient(make_network, make_batch, make_step):
+    """Where they shrink what they should normalize, second derivatives are of any size, and finite."""
+    found = []
+    for gradient in (Sum(), implicit(), implicit(max_ratio=1.0)):
+        network = make_network(batch_norm=True).train()
+        network.backbone.norm.running_var.fill_(1e-4)
+        batch, attack = make_batch(range(8)), Barrier(eps=EPS, c=1e-4)
+        gradients, _ = gradients_of(network, batch, make_step, attack=attack, gradient=gradient)
+        found.append(torch.cat([g.flatten() for g in gradients]))
+    direct, whole, bounded = found
+    assert (whole - direct).norm() > 10 * direct.norm()
+    torch.testing.assert_close((bounded - direct).norm(), direct.norm())
+    assert torch.dot(bounded, direct) >= 0, "never against the direct gradient"

@@ -7,6 +7,7 @@ import torch
 from tiny import but
 
 import recipes
+from lightning_modules.evaluators.classification import ClassificationEvaluator
 from recipes.building import fits
 from recipes.cli import evaluate
 from recipes.configuration.problems import ConfigError
@@ -137,3 +138,10 @@ def test_a_classifier_is_validated_and_selected_by_retrieval_of_its_features(tmp
     found = run.run()["val"]
     assert set(found) >= {"accuracy", "loss", "embedding/map@r", "embedding/recall@1"}
     assert run.task.validation.selecting == {"val/embedding/map@r": 1.0}
+
+
+def test_images_smaller_than_an_evaluator_needs_are_refused(monkeypatch):
+    """Before training, not after it."""
+    monkeypatch.setattr(ClassificationEvaluator, "smallest_image", 64)
+    with pytest.raises(ConfigError, match="evaluator classification needs images of at least 64 px a side, and .* 48"):
+        recipes.build(overrides=PLAIN)

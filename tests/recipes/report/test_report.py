@@ -113,6 +113,53 @@ def test_page_holds_the_numbers_of_the_run(tmp_path: Path) -> None:
     assert text.index("eel|0 %") < text.index("cat|75 %") < text.index("dog|100 %")
 
 
+def test_the_selected_epoch_stands_beside_the_last_one(tmp_path: Path) -> None:
+    """Robust overfitting is to be seen: the curve of what selected beside those of training, its best epoch marked."""
+    run_dir = write_run(tmp_path)
+    (run_dir / "metrics.csv").write_text(
+        "epoch,lr,train/loss,train/accuracy,val/loss,val/accuracy,val/robustness/pgd_accuracy,val/robustness/accuracy\n"
+        "0,0.1,3,0.2,2.5,0.3,0.21,0.3\n1,0.1,2,0.4,2.25,0.4,0.34,0.4\n2,0.1,1,0.8,2.75,0.5,0.26,0.5\n"
+    )
+    val = {"accuracy": 0.4, "loss": 2.25, "robustness/pgd_accuracy": 0.34, "robustness/accuracy": 0.4}
+    last = {"accuracy": 0.5, "loss": 2.75, "robustness/pgd_accuracy": 0.26, "robustness/accuracy": 0.5}
+    told = {
+        "val": val,
+        "val_last": last,
+        "selected_epoch": 1,
+        "last_epoch": 2,
+        "selected_by": ["robustness/pgd_accuracy"],
+    }
+    (run_dir / "results.json").write_text(json.dumps(told))
+    outline = Outline(write_report(run_dir, {}).read_text(encoding="utf-8"))
+    text = "|".join(outline.text).replace("\u00a0", " ")
+    table = text[text.index("Selected and last epoch") :]
+    for words in ("epoch|selected 1|last 2", "Accuracy|40.0 %|50.0 %", "Loss|2.25|2.75",
+                  "Robustness · PGD accuracy|34.0 %|26.0 %", "Selected by robustness/pgd_accuracy."):  # fmt: skip
+        assert words in table, words
+    titles = ["Loss", "Accuracy", "Robustness · PGD accuracy", "Learning rate"]
+    places = [outline.text.index(title) for title in titles]
+    assert places == sorted(places) and "Robustness · Accuracy" not in outline.text, "it repeats the accuracy"
+    for value in ("2.25", "40.0 %", "34.0 %"):  # marked in each chart with a validation
+        assert f"selected |{value}|, epoch 1" in text
+
+
+def test_a_run_without_a_last_validation_has_no_such_table(tmp_path: Path) -> None:
+    assert "Selected and last epoch" not in write_page(tmp_path, Evaluation())
+
+
+def test_tables_leave_out_columns_in_which_nothing_stands(tmp_path: Path) -> None:
+    long = "gradients are masked " * 4
+    tables = {
+        "Checks": Table(["check", "reason"], [["one", ""], ["two", None]]),
+        "Protocol": Table(["protocol"], [["linf, eps 8/255"]]),
+        "Violated": Table(["check", "reason"], [["one", long]]),
+    }
+    outline = Outline(write_page(tmp_path, Evaluation(tables=tables)))
+    text = "|".join(outline.text)
+    assert "Checks|check|one|two" in text and "Protocol|linf, eps 8/255" in text
+    assert f"Violated|check|reason|one|{long}" in text and outline.count("td", "long") == 1
+
+
 def test_several_evaluators_have_a_section_each(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path)
     knn = Evaluation(

@@ -53,7 +53,7 @@ def test_long_words_are_cut(tmp_path: Path) -> None:
 def test_the_robust_accuracy_leads(tmp_path: Path) -> None:
     """Also where the clean one stands before it, which would flatter."""
     text = page(tmp_path, robustness=Evaluation(metrics={"accuracy": 0.9, "robust_accuracy": 0.312, "tail_30": 0.05}))
-    assert re.search(r'<p class="eyebrow">Robust accuracy</p><p class="hero">31\.2\u00a0%</p>', text)
+    assert re.search(r'<p class="eyebrow">Test robust accuracy</p><p class="hero">31\.2\u00a0%</p>', text)
     assert "5.0\u00a0%" in text
 
 
@@ -77,3 +77,10 @@ def test_a_table_of_sentences_gets_the_width_of_the_page(tmp_path: Path) -> None
 def test_what_is_no_row_of_pictures(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_accuracy_under_corruptions_stands_at_the_top(tmp_path):
+    metrics = {"accuracy": 0.9, "corruption_accuracy": 0.5, "extra_accuracy": 0.6}
+    text = write_report(tmp_path, {"corruptions": Evaluation(metrics=metrics)}).read_text(encoding="utf-8")
+    assert re.search(r'<p class="eyebrow">Test corruption accuracy</p><p class="hero">50\.0\u00a0%</p>', text)
+    assert text.count("Test corruption accuracy") == 1 and "Test extra accuracy" in text

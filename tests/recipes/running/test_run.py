@@ -21,7 +21,7 @@ from recipes.building.make import rebuild_network
 from recipes.checkpoints.load import load_checkpoint
 from recipes.configuration.problems import ConfigError
 from recipes.running.recorder import Recorder
-from recipes.running.run import NeverActed
+from recipes.running.run import NeverActed, _selection
 
 TINY = [
     "backbone=test_efficientnet",
@@ -108,10 +108,27 @@ def test_metrics_and_results_agree(finished):
     best = max(rows, key=lambda row: (float(row["val/accuracy"]), -float(row["val/loss"])))
     assert results["selected_epoch"] == int(best["epoch"])
     assert results["val"] == {name: float(best[f"val/{name}"]) for name in ("accuracy", "loss")}
+    assert results["val_last"] == {name: float(rows[-1][f"val/{name}"]) for name in ("accuracy", "loss")}
+    assert results["last_epoch"] == 2 and results["selected_by"] == ["accuracy", "-loss"]
     assert (results["epochs"], results["updates"], results["seed"], results["recipe"]) == (3, 6, 3, "grocery_saf")
     assert results["wall_seconds"] >= results["train_seconds"] > 0 and results["peak_memory_mb"] > 0
     assert results["images_per_second"] == pytest.approx(192 / results["train_seconds"])
     assert results["split"]["counts"] == {"train": 64, "val": 200, "test": 80}
+
+
+def test_best_and_last_epoch_stand_side_by_side():
+    """The last epoch is the last one that was validated; what selected is named as ``select`` names it."""
+    rows = [
+        {"epoch": 0, "val/accuracy": 0.5, "val/robustness/pgd_accuracy": 0.3},
+        {"epoch": 1, "val/accuracy": 0.6, "val/robustness/pgd_accuracy": 0.2},
+        {"epoch": 2, "train/loss": 1.0},
+    ]
+    assert _selection({"val/robustness/pgd_accuracy": 1.0, "val/loss": -1.0}, rows) == {
+        "selected_by": ["robustness/pgd_accuracy", "-loss"],
+        "val_last": {"accuracy": 0.6, "robustness/pgd_accuracy": 0.2},
+        "last_epoch": 1,
+    }
+    assert _selection({}, rows[2:]) == _selection({}, []) == {}
 
 
 def test_saf_acted_where_its_schedule_says(finished):
