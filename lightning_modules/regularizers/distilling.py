@@ -29,6 +29,7 @@ class Distilling(Regularizer):
 
     #: Per-sample terms are means over the batch; others are of the batch as a whole.
     per_sample: bool = True
+    reads_of_teacher = frozenset({"features"})
 
     def __init__(
         self,
@@ -96,6 +97,8 @@ class LogitDistilling(Distilling):
         standardize: z-score the logits of student and teacher first (Sun et al. 2024, arXiv 2403.01427).
         keys: see ``Distilling``.
     """
+
+    reads_of_teacher = frozenset({"logits"})
 
     def __init__(self, *, head: Literal["main", "auxiliary"] = "main", standardize: bool = False, **keys: Any) -> None:
         super().__init__(**keys)
