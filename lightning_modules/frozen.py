@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ class Frozen(nn.Module):
     Raises:
         ValueError: when a state is loaded that was saved beside other weights.
     """
+
+    #: Whether a forward wants ``batch`` as well, to know which samples it is shown.
+    keyed_by_sample: ClassVar[bool] = False
 
     def __init__(self, network: nn.Module, checked: bool = True) -> None:
         super().__init__()

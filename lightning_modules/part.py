@@ -105,6 +105,8 @@ class Part(RangeChecked, nn.Module):
         still: those of ``views`` whose forward leaves running norm statistics alone; the first part that reads a view
             says so, and the loss comes first.
         maps: feature maps that it reads of its views (see ``Network.forward``), of the main one where it names none.
+        reads_of_teacher: what it reads of a view of a teacher, which is what ``teaching=cached`` keeps: ``logits``,
+            ``features``, or ``norms``, that are ``auxiliary["feature_norm"]`` ``[B]`` where there are no features.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -114,6 +116,7 @@ class Part(RangeChecked, nn.Module):
     views: tuple[str, ...] = ()
     still: frozenset[str] = frozenset()
     maps: tuple[str, ...] = ()
+    reads_of_teacher: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
 
     def objections(self, loss: Part) -> list[str]:
         """Reasons why this part cannot work beside the loss, where that depends on settings of both."""

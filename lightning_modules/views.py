@@ -48,10 +48,12 @@ def forward_views(parts: Parts, batch: Batch, step: Step) -> dict[str, Output]:
         forward = step.forward if network == MAIN else module
         moves = not parts.still.issuperset(views)
         wanted = tuple(dict.fromkeys(name for view in views for name in parts.maps.get(view, ())))
-        maps: dict[str, Any] = {"want_maps": wanted} if wanted else {}
+        keys: dict[str, Any] = {"want_maps": wanted} if wanted else {}
+        if isinstance(module, Frozen) and module.keyed_by_sample:
+            keys["batch"] = batch
         with nullcontext() if moves else norm_statistics_frozen(module):
             image = batch.shown(split_view(views[0])[1])
-            output = forward(image, label=batch.label, mix_map=mix_map if mixed else None, **maps)
+            output = forward(image, label=batch.label, mix_map=mix_map if mixed else None, **keys)
         outputs |= dict.fromkeys(views, output)
     return outputs
 

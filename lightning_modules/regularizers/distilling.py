@@ -36,7 +36,6 @@ class Distilling(Regularizer):
     refuses = {"mixes_features": "its teacher would see unmixed feature maps where the network sees mixed ones"}
     #: Per-sample terms are means over the batch; others are of the batch as a whole.
     per_sample: ClassVar[bool] = True
-    #: What of the teacher's output it reads: ``logits``, ``features``, ``embedding``, or ``norms`` (of features alone).
     reads_of_teacher: frozenset[str] = frozenset({"features"})
 
     def __init__(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from kernels.ranges import RangeChecked
 from lightning_modules.network import Network
-from lightning_modules.teaching.teacher import Ensemble, Half, Teacher
+from lightning_modules.teaching.teacher import Ensemble, Teacher
 
 
 class Teaching(RangeChecked):
@@ -25,7 +25,7 @@ class Teaching(RangeChecked):
         self,
         *,
         image_size: Annotated[int, "1 <= x <= 65536"] | Literal["own", "data"] = "own",
-        precision: Half | None = None,
+        precision: Literal["bf16", "fp16"] | None = None,
         compile: bool = False,
         check: bool = True,
     ) -> None:

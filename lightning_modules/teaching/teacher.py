@@ -14,7 +14,9 @@ from torch.nn import functional as F
 from kernels.batch import Output
 from lightning_modules.frozen import Frozen
 from lightning_modules.network import Network
+from lightning_modules.parts import Parts
 from lightning_modules.precision import at_least_float32
+from lightning_modules.teaching.training_images import TrainingImages
 
 Half = Literal["bf16", "fp16"]
 _DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -93,6 +95,10 @@ class Teacher(Frozen):
         super().__init__(ensemble)
         self.checked_on_data = checked_on_data
         self.gives, self.num_features = ensemble.gives, ensemble.num_features
+
+    def begin(self, parts: Parts, images: TrainingImages) -> list[str]:
+        """Look at what reads this teacher and at what it will be shown; lines for the report of the run."""
+        return []
 
 
 def _sized(image: Tensor, size: int | None) -> Tensor:

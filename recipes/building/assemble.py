@@ -130,6 +130,7 @@ def assemble(
         module = make(task, network, parts, *makers, context, validating, select, group="task")
         module.configure_optimizers()  # refuses names and values now, not after the run directory is made
         fitter = make(trainer, list(_each("callback", callback).values()), group="trainer")
+        further.begin_teacher(parts, str(fitter.precision))
         evaluators: dict[str, Evaluator] = _each("evaluator", evaluator)
         _check_processes(fitter.num_devices * fitter.num_nodes, data_module, parts.loss)
         check_fit(module, data_module, evaluators, fitter.num_devices * fitter.num_nodes)

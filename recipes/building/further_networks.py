@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from lightning_modules.part import split_view
 from lightning_modules.parts import Parts
 from lightning_modules.picked import Picked
 from lightning_modules.teaching.base import Teaching
+from lightning_modules.teaching.teacher import Teacher
+from lightning_modules.teaching.training_images import TrainingImages
 from recipes.building.make import build_network, make, without_pretrained
 from recipes.building.networks import Reference, is_name, network_of, order_of
 from recipes.building.probe import check_takes
@@ -116,6 +119,30 @@ class FurtherNetworks:
         readers = [name for name, part in parts.named() if "logits" in part.needs and _reads(part.views, "teacher")]
         if self._why_no_logits and readers:
             raise ValueError(f"{', '.join(readers)} needs the logits of the teacher, and {self._why_no_logits}")
+
+    def begin_teacher(self, parts: Parts, precision: str) -> None:
+        """Let the teacher see who reads it and what it will be shown.
+
+        Args:
+            parts: of the run.
+            precision: of the trainer.
+
+        Raises:
+            ValueError: it cannot teach this.
+        """
+        data, teacher = self.data, self.networks.get("teacher")
+        if not isinstance(teacher, Teacher):
+            return
+        images = TrainingImages(
+            key=partial(data.key, "train"),
+            index=data.train_index,
+            augmented=data.augment is not None,
+            augmentations=data.augmentations,
+            visits=int(data.train_index.bincount().max()) if data.samples_per_class is None else None,
+            substituted=data.leaves_out,
+            precision=precision,
+        )
+        self.lines += teacher.begin(parts, images)
 
     def _backbone(self, name: str, recipes_own: Part) -> Part:
         """The recipe's backbone as it stands where the name is its own, else one of its channels alone."""

@@ -22,6 +22,7 @@ FREE = (
     "stop_after",
     "callback",
     "teacher",  # where its file is; the weights are compared with the checkpoint
+    "teaching.folder",
     "data.root",
     "data.num_workers",
     "trainer.accelerator",

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from itertools import combinations, islice, product
+from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 import sets
@@ -44,6 +45,7 @@ REFUSALS = (
 )
 #: Kinds that decide what validation and evaluators see; between others these say nothing about the pair.
 LOOKED_AT = {"data", "evaluator", "head", "surgery", "task", "validation"}
+_KEPT = TemporaryDirectory(prefix="kept_")  # goes with the process
 PIXELS = 16  # of the upper left corner that is trained on: every pair takes milliseconds
 
 
@@ -101,7 +103,11 @@ def assembled(words):
     """The run of these words, as ``train.py`` makes it."""
     nodes = configure(words)
     nodes["trainer"] |= {"max_epochs": 2, "accelerator": "cpu"}
-    nodes["data"] = sets.settings(next(word.removeprefix("data=") for word in words if word.startswith("data=")))
+    source = next(word.removeprefix("data=") for word in words if word.startswith("data="))
+    keys = [word.partition("=")[0].removeprefix("data.") for word in words if word.startswith("data.")]
+    nodes["data"] = sets.settings(source) | {key: nodes["data"][key] for key in keys}
+    if "folder" in (nodes.get("teaching") or {}):
+        nodes["teaching"]["folder"] = _KEPT.name
     teaching = patch.object(FurtherNetworks, "add_teacher", _add_teacher)
     replaced = {"make": _make, "make_data": _data, "built_network": _network, "check_takes": _probe}
     with teaching, patch.multiple(assembly, **replaced, _context=partial(_context, assembly._context)):
