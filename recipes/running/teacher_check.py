@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from datamodules.base import ImageData
-from kernels.batch import Batch
 from lightning_modules.teaching.teacher import Teacher
 from recipes.configuration.problems import ConfigError
 from recipes.running.directory import write_json
@@ -39,7 +38,7 @@ def check_teacher(teacher: Teacher, data: ImageData, device: torch.device, direc
         return
     teacher.to(device)
     right = images = 0
-    batch: Batch
+    batch: Any
     for batch in data.val_dataloader():
         moved = batch.to(device)
         right += int((teacher(moved.image).class_scores.argmax(1) == moved.label).sum())
