@@ -116,7 +116,7 @@ class Part(RangeChecked, nn.Module):
     views: tuple[str, ...] = ()
     still: frozenset[str] = frozenset()
     maps: tuple[str, ...] = ()
-    reads_of_teacher: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
+    reads_of_teacher: frozenset[str] = frozenset({"logits", "features"})
 
     def objections(self, loss: Part) -> list[str]:
         """Reasons why this part cannot work beside the loss, where that depends on settings of both."""

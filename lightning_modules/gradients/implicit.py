@@ -121,7 +121,8 @@ class Implicit(Gradient):
         total = sum_terms(one.terms)
         with as_attacked(seat.step.network, statistics) as victim:
             through, left_out = self._through(attack, victim, one.batch, total, seat.step)
-            correction = seat.derive(through)
+            found = zip(seat.parameters.values(), seat.derive(through), strict=True)
+            correction = [torch.zeros_like(p) if gradient is None else gradient for p, gradient in found]
         seat.backward(total)
         return correction, left_out
 
