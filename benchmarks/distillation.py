@@ -1,6 +1,6 @@
 """What distillation does to the result: terms at one budget on a subset of CIFAR-10, paired seeds.
 
-    python -m benchmarks.distillation --root DATA --teacher FILE --folder FOLDER [--width 16] [--seeds 3] [--epochs 12]
+    python -m benchmarks.distillation --root DATA --teacher FILE --folder FOLDER [--width 16] [--seeds 3] [--epochs 8]
 
 DATA has cifar-10-batches-py, FILE the weights of a CIFAR-10 ResNet-56 in the names of pytorch_resnet_cifar10. FOLDER
 keeps the runs: started again, only those that are missing are trained. The student is the CIFAR ResNet-20 with
@@ -37,7 +37,7 @@ def words(name: str, options: dict[str, object], seed: int) -> list[str]:
     """The command line of one run."""
     network = ["backbone=cifar_resnet20", f"backbone.kwargs.width={options['width']}", "optimizer.lr=0.1"]
     data = ["recipe=cifar_baseline", f"data.root={options['root']}", "data.verify=false", "data.augmentations=4"]
-    data += ["data.limit_train=4500", "data.val_fraction=0.02", "data.limit_test=5000", "optimizer.weight_decay=5e-4"]
+    data += ["data.limit_train=3000", "data.val_fraction=0.02", "data.limit_test=5000", "optimizer.weight_decay=5e-4"]
     teacher = [f"teacher=cifar_resnet56@{options['teacher']}", "teaching=cached", "teaching.check=false"]
     teacher += [f"teaching.folder={options['folder']}/teacher"]
     ends = [f"trainer.max_epochs={options['epochs']}", f"seed={seed}"]
@@ -45,7 +45,7 @@ def words(name: str, options: dict[str, object], seed: int) -> list[str]:
 
 
 def main() -> None:
-    options = arguments(root="", teacher="", folder="", width=16, seeds=3, epochs=12)
+    options = arguments(root="", teacher="", folder="", width=16, seeds=3, epochs=8)
     given, seeds = vars(options), range(options.seeds)
     folder = f"{options.folder}/width{options.width}"
     jobs = {f"{name}-{seed}": words(name, given, seed) for seed in seeds for name in CASES}
