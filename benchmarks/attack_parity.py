@@ -1,21 +1,16 @@
 """Robust accuracy under our attacks of AutoAttack and under those of torchattacks, at equal settings.
 
     pip install --no-deps torchattacks requests
-    python -m benchmarks.attack_parity [--images 200] [--fab 20] [--square 1000] [--epochs 25] [--repeats 15]
+    python -m benchmarks.attack_parity [--images 200] [--fab 20] [--square 1000] [--epochs 25]
 
 A small network learns the embedded photographs at about half size; test photographs that it classifies right are
 attacked, in single precision. FAB and Square are shortened alike for both. Prints and keeps how many images survive
 each attack, and its seconds.
-
-PGD with 20 steps of eps / 4 has no more to do than 20 passes forward and backward, so its time is measured in turn with
-theirs and with these passes alone; beside it, what it saves that APGD lets fallen samples go, and PGD-20 accuracy of
-all test photographs, where our validation attacks only those that are classified right.
 """
 
 from __future__ import annotations
 
 import importlib
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,24 +19,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
 
-from benchmarks.timing import arguments, interleave, ratios, save
+from benchmarks.timing import arguments, save
 from datamodules.sources.grocery import Grocery
-from kernels.batch import Batch, Output
+from kernels.batch import Output
 from lightning_modules.attacks.apgd_ce import APGDCE
 from lightning_modules.attacks.apgd_dlr import APGDDLR
 from lightning_modules.attacks.base import BallAttack, Draw
 from lightning_modules.attacks.fab import FAB
-from lightning_modules.attacks.pgd import PGD
 from lightning_modules.attacks.square import Square
 from lightning_modules.attacks.victim import attacked
-from lightning_modules.evaluators.base import EvaluationData
-from lightning_modules.evaluators.robustness import RobustValidation
 
 EPS = {"linf": 1.5 / 255, "l2": 0.15}
 SIDE = 25  # their Square in L2 fails on sides that are not about five tiles (24)
 THEIR_NORM = {"linf": "Linf", "l2": "L2"}
-STEPS = 20  # of PGD, where it is timed
-BATCH = 100
 
 
 class Small(nn.Module):
@@ -87,6 +77,26 @@ def trained(image: Tensor, label: Tensor, epochs: int) -> Small:
     return network.eval().requires_grad_(False)
 
 
+def victim_of(epochs: int, images: int) -> tuple[Small, Tensor, Tensor, Tensor]:
+    """A trained network, the test photographs with their labels, and which of those that are right are attacked."""
+    (train, train_label), (test, test_label), _ = Grocery(seed=0).arrays()
+    train, test = (adaptive_avg_pool2d(images / 255, SIDE) for images in (train, test))
+    network = trained(train, train_label, epochs)
+    right = (network(test).argmax(1) == test_label).nonzero().flatten()
+    order = torch.randperm(len(right), generator=torch.Generator().manual_seed(0))
+    return network, test, test_label, right[order[:images]]
+
+
+def torchattacks() -> Any:
+    """The package, or how to get it."""
+    try:
+        return importlib.import_module("torchattacks")
+    except ImportError as error:
+        raise SystemExit(
+            f"this compares with torchattacks: pip install --no-deps torchattacks requests ({error})"
+        ) from error
+
+
 def pairs(theirs: Any, network: Small, norm: Any, fab: int, square: int) -> dict[str, tuple[BallAttack, Any]]:
     """Our attack and theirs by name; FAB and Square of so many steps and queries."""
     eps = EPS[norm]
@@ -110,86 +120,28 @@ def pairs(theirs: Any, network: Small, norm: Any, fab: int, square: int) -> dict
 
 
 def main() -> None:
-    options = arguments(images=200, fab=20, square=1000, epochs=25, repeats=15)
-    try:
-        theirs = importlib.import_module("torchattacks")
-    except ImportError as error:
-        raise SystemExit(
-            f"this compares with torchattacks: pip install --no-deps torchattacks requests ({error})"
-        ) from error
-    (train, train_label), (test, test_label), _ = Grocery(seed=0).arrays()
-    train, test = (adaptive_avg_pool2d(images / 255, SIDE) for images in (train, test))
-    network = trained(train, train_label, options.epochs)
-    right = (network(test).argmax(1) == test_label).nonzero().flatten()
-    chosen = right[torch.randperm(len(right), generator=torch.Generator().manual_seed(0))[: options.images]]
+    options = arguments(images=200, fab=20, square=1000, epochs=25)
+    theirs = torchattacks()
+    network, test, test_label, chosen = victim_of(options.epochs, options.images)
     image, label = test[chosen], test_label[chosen]
     rows: dict[str, object] = {
         "images": len(chosen),
-        "test accuracy": round(100 * len(right) / len(test), 1),
+        "test accuracy": round(100 * float((network(test).argmax(1) == test_label).float().mean()), 1),
         "eps": EPS,
         "fab steps": options.fab,
         "square queries": options.square,
     }
     for norm in EPS:
         for name, (our_attack, their_attack) in pairs(theirs, network, norm, options.fab, options.square).items():
-            ours = _measured(lambda attack=our_attack: _found(attack, network, image, label), network, label)
+            ours = _measured(lambda attack=our_attack: found_by(attack, network, image, label), network, label)
             other = _measured(lambda attack=their_attack: attack(image, label), network, label)
             rows[f"{name} {norm}"] = {"ours": ours, "torchattacks": other}
             print(f"{name:10}{norm:6} survive: ours {ours['survive']}, torchattacks {other['survive']}", flush=True)
-    rows[f"pgd {STEPS} linf"] = pgd(theirs, network, image[:BATCH], label[:BATCH], options.repeats)
-    rows[f"pgd {STEPS} linf, all test photographs"] = pgd_accuracy(theirs, network, test, test_label, options.repeats)
     save("attack_parity", rows)
 
 
-def pgd(theirs: Any, network: Small, image: Tensor, label: Tensor, repeats: int) -> dict[str, object]:
-    """One batch that is classified right: survivors, and seconds in turn."""
-    eps = EPS["linf"]
-    ours, until_fallen = PGD(eps=eps, steps=STEPS, step_size=eps / 4), APGDCE(eps=eps, steps=STEPS)
-    theirs_pgd = theirs.PGD(network, eps=eps, alpha=eps / 4, steps=STEPS)
-
-    def passes() -> None:
-        for _ in range(STEPS):
-            leaf = image.detach().requires_grad_(True)
-            torch.autograd.grad(cross_entropy(network(leaf), label, reduction="sum"), leaf)
-
-    attacks: dict[str, Callable[[], Tensor]] = {
-        "torchattacks": lambda: theirs_pgd(image, label),
-        "ours": lambda: _found(ours, network, image, label),
-        "our apgd_ce": lambda: _found(until_fallen, network, image, label),
-    }
-    torch.manual_seed(0)
-    survive = {name: int((network(attack()).argmax(1) == label).sum()) for name, attack in attacks.items()}
-    again = {"torchattacks again": attacks["torchattacks"], "the passes alone": passes}
-    times = interleave({**attacks, **again}, repeats)
-    return {"images": len(image), "survive": survive} | _compared(times)
-
-
-def pgd_accuracy(theirs: Any, network: Small, image: Tensor, label: Tensor, repeats: int) -> dict[str, object]:
-    """The whole test part, given to both as it is."""
-    eps, everything = EPS["linf"], Batch(image, label, torch.arange(len(image)))
-    batches = [everything.map(lambda t, at=at: t[at]) for at in everything.index.split(BATCH)]
-    classes = tuple(map(str, range(int(label.max()) + 1)))
-    validation, attack = RobustValidation(eps=eps, steps=STEPS), theirs.PGD(network, eps, eps / 4, STEPS)
-    found: dict[str, float] = {}
-
-    def ours() -> None:
-        metrics = validation(Ours(network), EvaluationData(batches, classes, brief=True)).metrics  # type: ignore[arg-type]
-        found["ours"] = round(100 * metrics["pgd_accuracy"], 2)
-
-    def other() -> None:
-        right = [(network(attack(b.image, b.label)).argmax(1) == b.label).sum() for b in batches]
-        found["torchattacks"] = round(100 * int(torch.stack(right).sum()) / len(image), 2)
-
-    times = interleave({"torchattacks": other, "ours": ours}, max(repeats // 3, 3), warmup=1)
-    return {"images": len(image), "pgd accuracy": found} | _compared(times)
-
-
-def _compared(times: dict[str, list[float]]) -> dict[str, object]:
-    medians = {name: round(statistics.median(seconds), 4) for name, seconds in times.items()}
-    return {"median seconds": medians, "over torchattacks": ratios(times, "torchattacks")}
-
-
-def _found(attack: BallAttack, network: Small, image: Tensor, label: Tensor) -> Tensor:
+def found_by(attack: BallAttack, network: Small, image: Tensor, label: Tensor) -> Tensor:
+    """What one of our attacks finds."""
     with attacked(Ours(network)) as victim:
         return attack.search(victim, image, label, Draw(0, 0, torch.arange(len(image)))).image
 
