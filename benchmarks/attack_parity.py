@@ -77,6 +77,26 @@ def trained(image: Tensor, label: Tensor, epochs: int) -> Small:
     return network.eval().requires_grad_(False)
 
 
+def victim_of(epochs: int, images: int) -> tuple[Small, Tensor, Tensor, Tensor]:
+    """A trained network, the test photographs with their labels, and which of those that are right are attacked."""
+    (train, train_label), (test, test_label), _ = Grocery(seed=0).arrays()
+    train, test = (adaptive_avg_pool2d(images / 255, SIDE) for images in (train, test))
+    network = trained(train, train_label, epochs)
+    right = (network(test).argmax(1) == test_label).nonzero().flatten()
+    order = torch.randperm(len(right), generator=torch.Generator().manual_seed(0))
+    return network, test, test_label, right[order[:images]]
+
+
+def torchattacks() -> Any:
+    """The package, or how to get it."""
+    try:
+        return importlib.import_module("torchattacks")
+    except ImportError as error:
+        raise SystemExit(
+            f"this compares with torchattacks: pip install --no-deps torchattacks requests ({error})"
+        ) from error
+
+
 def pairs(theirs: Any, network: Small, norm: Any, fab: int, square: int) -> dict[str, tuple[BallAttack, Any]]:
     """Our attack and theirs by name; FAB and Square of so many steps and queries."""
     eps = EPS[norm]
@@ -101,35 +121,27 @@ def pairs(theirs: Any, network: Small, norm: Any, fab: int, square: int) -> dict
 
 def main() -> None:
     options = arguments(images=200, fab=20, square=1000, epochs=25)
-    try:
-        theirs = importlib.import_module("torchattacks")
-    except ImportError as error:
-        raise SystemExit(
-            f"this compares with torchattacks: pip install --no-deps torchattacks requests ({error})"
-        ) from error
-    (train, train_label), (test, test_label), _ = Grocery(seed=0).arrays()
-    train, test = (adaptive_avg_pool2d(images / 255, SIDE) for images in (train, test))
-    network = trained(train, train_label, options.epochs)
-    right = (network(test).argmax(1) == test_label).nonzero().flatten()
-    chosen = right[torch.randperm(len(right), generator=torch.Generator().manual_seed(0))[: options.images]]
+    theirs = torchattacks()
+    network, test, test_label, chosen = victim_of(options.epochs, options.images)
     image, label = test[chosen], test_label[chosen]
     rows: dict[str, object] = {
         "images": len(chosen),
-        "test accuracy": round(100 * len(right) / len(test), 1),
+        "test accuracy": round(100 * float((network(test).argmax(1) == test_label).float().mean()), 1),
         "eps": EPS,
         "fab steps": options.fab,
         "square queries": options.square,
     }
     for norm in EPS:
         for name, (our_attack, their_attack) in pairs(theirs, network, norm, options.fab, options.square).items():
-            ours = _measured(lambda attack=our_attack: _found(attack, network, image, label), network, label)
+            ours = _measured(lambda attack=our_attack: found_by(attack, network, image, label), network, label)
             other = _measured(lambda attack=their_attack: attack(image, label), network, label)
             rows[f"{name} {norm}"] = {"ours": ours, "torchattacks": other}
             print(f"{name:10}{norm:6} survive: ours {ours['survive']}, torchattacks {other['survive']}", flush=True)
     save("attack_parity", rows)
 
 
-def _found(attack: BallAttack, network: Small, image: Tensor, label: Tensor) -> Tensor:
+def found_by(attack: BallAttack, network: Small, image: Tensor, label: Tensor) -> Tensor:
+    """What one of our attacks finds."""
     with attacked(Ours(network)) as victim:
         return attack.search(victim, image, label, Draw(0, 0, torch.arange(len(image)))).image
 

@@ -31,12 +31,14 @@ class RobustSums(Measurement):
         if not len(batch):
             return
         check_batch(batch, output.class_scores, self.classes)
-        draw = Draw(self.seed, 0, batch.index)
         right = output.class_scores.argmax(1) == batch.label
-        with attacked(self.network) as victim:
-            logits = victim.logits(self.attack.search(victim, batch.image, batch.label, draw).image)
-        check_finite(logits, "an attacked image")
-        robust = right & (logits.argmax(1) == batch.label)
+        robust, rows = torch.zeros_like(right), right.nonzero().flatten()  # what is wrong already is not attacked
+        if len(rows):
+            image, label, draw = batch.image[rows], batch.label[rows], Draw(self.seed, 0, batch.index[rows])
+            with attacked(self.network) as victim:
+                logits = victim.logits(self.attack.search(victim, image, label, draw).image)
+            check_finite(logits, "an attacked image")
+            robust[rows] = logits.argmax(1) == label
         self._meter.add({"pgd_accuracy": robust, "accuracy": right, "samples": torch.ones_like(batch.label)})
 
     def result(self) -> Evaluation:

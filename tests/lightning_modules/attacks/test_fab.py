@@ -37,6 +37,33 @@ def test_one_step_by_hand(norm):
     assert (victim.forwards, victim.backwards) == (3, 1), "clean, gradient, and where it went"
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("beta", [None, 0.9, 0.7])
+def test_two_steps_by_hand_with_the_way_back_between_them(norm, beta):
+    """Along the normal, in units of the distance to the border: 1.05 is wrong and outside of the ball, so it goes back
+    to ``1.05 beta``, and from there on. Without the way back (beta = 1) the gradient would be taken at 1.05."""
+    keys, share = ({}, 0.9) if beta is None else ({"beta": beta}, beta)
+    network = LinearVictim(2)
+    batch = network.right(images(1, low=0.4, high=0.6, seed=4))
+    normal = (network.weight[1 - batch.label[0]] - network.weight[batch.label[0]]).detach()
+    value = network(batch.image).logits.detach()[0]
+    gap = value[1 - batch.label[0]] - value[batch.label[0]]
+    along, gained = (normal.sign(), normal.abs().sum()) if norm == "linf" else (normal, normal.square().sum())
+    unit = -gap / gained * along
+    distance = unit.abs().max() if norm == "linf" else unit.norm()
+    seen = []
+    handle = network.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().flatten()))
+    found, _ = found_by(FAB(eps=1.04 * distance.item(), norm=norm, targets=1, steps=2, **keys), network, batch)
+    handle.remove()
+    back = 1.05 * share
+    alpha = min((1 - back) / (1 - back + 1), 0.1)
+    ahead = (1 - alpha) * (back + 1.05 * (1 - back)) + alpha * 1.05
+    walked = [((image - batch.image.flatten()) @ unit / unit.square().sum()).item() for image in seen]
+    assert walked == pytest.approx([0, 0, 1.05, back, ahead], abs=1e-10)
+    assert 1 < ahead < 1.04, "the second end is wrong and in the ball"
+    torch.testing.assert_close(found.flatten(), batch.image.flatten() + ahead * unit, rtol=0, atol=1e-12)
+
+
 class Curved(torch.nn.Module):
     """Two classes: the other one beyond a circle around the grey image."""
 

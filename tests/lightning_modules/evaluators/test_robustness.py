@@ -235,6 +235,18 @@ def test_validation_is_pgd_and_selects(known):
     assert validation.rank(columns) == (columns["val/pgd_accuracy"],)
 
 
+def test_validation_attacks_only_what_is_right(known, monkeypatch):
+    """Also where nothing is."""
+    network, batch = known
+    right, seen = network(batch.image).logits.argmax(1) == batch.label, []
+    search = PGD.search
+    monkeypatch.setattr(PGD, "search", lambda self, *given: seen.append(given[3].index) or search(self, *given))
+    whole = RobustValidation()(network, data(batch)).metrics
+    assert torch.equal(torch.cat(seen), batch.index[right]) and 0 < len(seen[0]) < IMAGES
+    nothing = RobustValidation()(network, data(batch.map(lambda t: t[~right]))).metrics
+    assert nothing == {"pgd_accuracy": 0.0, "accuracy": 0.0} and len(seen) == 1 and whole["pgd_accuracy"] > 0
+
+
 def test_sums_of_validation_are_those_of_all_processes(known, monkeypatch):
     """Two processes with unequal shares."""
     network, batch = known
