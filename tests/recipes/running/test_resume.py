@@ -126,7 +126,7 @@ def test_other_data_are_refused(broken):
 
 def test_free_keys_change_no_number():
     assert differences({"data": {"root": "a"}, "max_time": None}, {"data": {"root": "b"}, "max_time": "3s"}) == []
-    groups = ("data", "trainer", "callback", "output", "name", "teacher")
+    groups = ("data", "trainer", "callback", "output", "name", "teacher", "teaching")
     assert all(key.split(".")[0] in groups or "_" in key for key in FREE)
 
 
