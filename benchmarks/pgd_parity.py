@@ -76,10 +76,11 @@ def pgd_accuracy(theirs: Any, network: Small, image: Tensor, label: Tensor, repe
     batches = [everything.map(lambda t, at=at: t[at]) for at in everything.index.split(BATCH)]
     classes = tuple(map(str, range(int(label.max()) + 1)))
     validation, attack = RobustValidation(eps=eps, steps=STEPS), theirs.PGD(network, eps, eps / 4, STEPS)
+    victim: Any = Ours(network).eval()
     found: dict[str, float] = {}
 
     def ours() -> None:
-        metrics = validation(Ours(network), EvaluationData(batches, classes, brief=True)).metrics  # type: ignore[arg-type]
+        metrics = validation(victim, EvaluationData(batches, classes, brief=True)).metrics
         found["ours"] = round(100 * metrics["pgd_accuracy"], 2)
 
     def other() -> None:

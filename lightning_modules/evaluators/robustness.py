@@ -55,7 +55,8 @@ class RobustnessEvaluator(Evaluator):
 class RobustValidation(Evaluator):
     """``pgd_accuracy``, which selects, and clean ``accuracy``; an image is robust if it is right before and after.
 
-    PGD takes steps of a quarter of ``eps`` from a uniform start, the same in every epoch. It is an upper bound: what
+    PGD takes steps of a quarter of ``eps`` from a uniform start, the same in every epoch, of images that are right; the
+    others are not attacked. It is an upper bound: what
     the network withstands is measured by ``evaluator=[robustness]``.
 
     Args:
