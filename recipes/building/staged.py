@@ -23,6 +23,8 @@ from recipes.running.run import Run
 
 #: In the environment of the processes that a stage starts: its run directory.
 VARIABLE = "RECIPES_STAGE"
+#: Test metrics that are told side by side.
+COMPARED = ("accuracy", "recall@1", "map@r")
 SUMMARY = ("test", "evaluators", "val", "selected_epoch", "epochs", "updates", "train_seconds", "wall_seconds")
 
 
@@ -144,6 +146,7 @@ class StagedRun:
                     stop.raise_if_requested(f"behind stage {stage}, which is finished")
             results = self._results(directory)
             write_json(directory / "results.json", results)
+            print(*_table(results["stages"]), sep="\n", flush=True)
         except Stopped as error:
             write_status(directory, "interrupted", stage=stage, reason=error.reason, exit_code=error.exit_code)
             message = f"{error}\nall stages: python train.py resume={directory}"
@@ -180,6 +183,16 @@ class StagedRun:
         found = {stage: _read(directory / stage) for stage in self.stages}
         summary = {stage: {key: own[key] for key in SUMMARY if key in own} for stage, own in found.items()}
         return {**list(found.values())[-1], "recipe": self.config["recipe"], "stages": summary}
+
+
+def _table(stages: dict[str, dict[str, Any]]) -> list[str]:
+    """What each stage came to on the test part, where two can be compared."""
+    width = max(map(len, stages))
+    lines = []
+    for stage, found in stages.items():
+        told = [f"{name} {found['test'][name]:.2%}" for name in COMPARED if name in found["test"]]
+        lines.append(f"  {stage:<{width}}  {', '.join(told)}")
+    return ["test part, by stage:", *(line.rstrip() for line in lines)]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from lightning_modules.class_means import load_class_means
 from lightning_modules.evaluators.base import EvaluationData, evaluate_all
 from lightning_modules.evaluators.classification import ClassificationEvaluator
 from lightning_modules.evaluators.nearest_mean import NearestMean, nearest
+from lightning_modules.evaluators.retrieval import RetrievalEvaluator
 from lightning_modules.frozen import state_digest
 from lightning_modules.heads.embedding import Embedding
 
@@ -57,6 +58,17 @@ def test_the_two_metrics_differ_where_lengths_do():
     assert nearest(features, means, none, "cosine").tolist() == [0]
     assert nearest(features, means, none, "euclidean").tolist() == [1]
     assert nearest(features, means, torch.tensor([True, False]), "cosine").tolist() == [1], "it is in no training image"
+
+
+def test_class_means_are_a_gallery_for_retrieval():
+    generator = torch.Generator().manual_seed(0)
+    features, means = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (50, 4))
+    label = torch.randint(4, (50,), generator=generator)
+    vectors, labels = torch.cat([features, means]), torch.cat([label, torch.arange(4)])
+    is_query = torch.arange(len(vectors)) < len(features)
+    found = RetrievalEvaluator(ks=[1, 3])(vectors, labels, is_query=is_query, is_gallery=~is_query)
+    right = nearest(features, means, torch.zeros(4, dtype=torch.bool), "cosine") == label
+    assert found["recall@1"] == pytest.approx(float(right.double().mean())) and found["recall@3"] > found["recall@1"]
 
 
 def test_no_head_takes_part(network, make_network):
