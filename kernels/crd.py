@@ -81,8 +81,9 @@ class OtherClasses:
     def draw(self, count: int, label_B: Tensor, seed: int, update: int, index_B: Tensor) -> Tensor:
         """``[B, count]`` different samples of other classes for each, a function of (seed, update, index).
 
-        The candidates, in the order of their classes, are cut into ``count`` pieces of equal size, and one is drawn
-        from each: every candidate is as likely as in a draw without replacement, at a cost that does not grow with N.
+        The candidates, in the order of their classes as a ring, are cut from a random place on into ``count`` pieces of
+        equal size (to one), and one is drawn from each: every candidate is as likely as in a draw without replacement,
+        at a cost that does not grow with N. Without the random place those of the smaller pieces would come more often.
 
         Args:
             count: at most ``fewest``.
@@ -92,9 +93,12 @@ class OtherClasses:
             index_B: of the samples.
         """
         own_B1, first_B1 = self.size_C[label_B][:, None], self.first_C[label_B][:, None]
-        bounds_BK = torch.arange(count + 1, device=self.device) * (self.count - own_B1) // max(count, 1)
+        candidates_B1 = self.count - own_B1
+        bounds_BK = torch.arange(count + 1, device=self.device) * candidates_B1 // max(count, 1)
         low_BK, size_BK = bounds_BK[:, :-1], bounds_BK.diff(dim=1)
         empty = torch.empty(len(label_B), count, dtype=torch.float64, device=self.device)
         draw_BK = uniform_like(empty, seed, update, index_B, 0, "negatives")
-        place_BK = low_BK + (draw_BK * size_BK).long()
+        turn_B1 = uniform_like(empty.new_empty(len(label_B), 1), seed, update, index_B, 0, "negatives.turn")
+        turn_B1 = (turn_B1 * candidates_B1).long()
+        place_BK = (low_BK + (draw_BK * size_BK).long() + turn_B1) % candidates_B1.clamp_min(1)
         return self.order[place_BK + (place_BK >= first_B1) * own_B1]

@@ -36,7 +36,7 @@ class CRD(Distilling):
     ImageNet), and ``4 * batch * num_train`` for the scores of a step.
 
     Departures from the official code: rows start with length 1, and negatives are drawn one from each of
-    ``num_negatives`` equal pieces of the samples of other classes, not all from the whole.
+    ``num_negatives`` equal pieces of the samples of other classes, cut from a random place on, not all from the whole.
 
     Classes are those of the training labels before the first update; a plain loop that does not call ``prepare`` learns
     them as they come.

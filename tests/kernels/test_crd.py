@@ -82,3 +82,14 @@ def test_every_candidate_is_as_likely():
     counts = torch.bincount(drawn.flatten(), minlength=80)
     assert not counts[labels == 0].any()
     assert ((counts[labels > 0] - 800).abs() < 4 * (4000 * 0.2 * 0.8) ** 0.5).all()
+
+
+def test_every_candidate_is_as_likely_where_the_pieces_are_not_equal():
+    """60 candidates cut into 40 pieces, 20 of which have one candidate and 20 have two."""
+    labels = torch.arange(80) % 4
+    index = torch.arange(0, 16_000, 4)
+    drawn = OtherClasses(labels).draw(40, torch.zeros_like(index), 0, 0, index)
+    assert all(len(set(row)) == 40 for row in drawn[:50].tolist())
+    counts, share = torch.bincount(drawn.flatten(), minlength=80), 40 / 60
+    assert not counts[labels == 0].any()
+    assert ((counts[labels > 0] - 4000 * share).abs() < 4 * (4000 * share * (1 - share)) ** 0.5).all()
