@@ -43,19 +43,20 @@ def contrastive_nce(scores_BJ: Tensor, constant: Tensor, bank_rows: int) -> Tens
 
     Args:
         scores_BJ: ``[B, 1 + K]``, from ``bank_scores``.
-        constant: Z, a scalar tensor: N times the mean of ``exp(score)`` over the first batch.
+        constant: Z, a scalar tensor: N times the mean of ``exp(score)`` over the first batch; float64 where it may be
+            beyond float32.
         bank_rows: N.
 
     Returns:
-        ``[B]``; without negatives next to nothing.
+        ``[B]``, finite for any finite scores; without negatives next to nothing.
 
     Example:
         >>> contrastive_nce(torch.zeros(1, 3), torch.tensor(4.0), 4)
         tensor([1.9095])
     """
     noise = (scores_BJ.shape[1] - 1) / bank_rows
-    log_u_BJ = scores_BJ - constant.log()
-    beside_BJ = (log_u_BJ.exp() + (noise + EPS)).log()
+    log_u_BJ = scores_BJ - constant.log().to(scores_BJ.dtype)
+    beside_BJ = torch.logaddexp(log_u_BJ, torch.full_like(log_u_BJ[:1, :1], math.log(noise + EPS)))
     own_B = beside_BJ[:, 0] - log_u_BJ[:, 0]
     if noise == 0:
         return own_B

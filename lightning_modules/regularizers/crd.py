@@ -122,7 +122,7 @@ class CRD(Distilling):
         self._see(own_BE, other_BE, scores, step)
         constants = self.constants if self._fixed else self._constants
         parts = [
-            contrastive_nce(scores_BJ, constant.to(scores_BJ.dtype), len(self.labels))
+            contrastive_nce(scores_BJ, constant, len(self.labels))
             for scores_BJ, constant in zip(scores, constants, strict=True)
         ]
         return parts[0] + parts[1]

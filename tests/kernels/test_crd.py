@@ -41,6 +41,17 @@ def test_gradient_and_extremes():
         assert value.isfinite().all() and extreme.grad.isfinite().all()
 
 
+def test_finite_where_a_small_temperature_makes_scores_large():
+    """Scores of tau = 0.005 in float32, whose exponentials overflow, and a Z beyond float32."""
+    for scores, constant in (([200.0, -200.0, 3.0], 1.0), ([-200.0, 200.0, 150.0], 1e60)):
+        row = torch.tensor([scores], requires_grad=True)
+        value = contrastive_nce(row, torch.tensor(constant, dtype=torch.float64), 10)
+        value.sum().backward()
+        exact = contrastive_nce(row.detach().double(), torch.tensor(constant, dtype=torch.float64), 10)
+        assert value.dtype == torch.float32 and torch.allclose(value.double(), exact, rtol=1e-5)
+        assert row.grad.isfinite().all()
+
+
 def test_without_negatives_and_without_samples():
     assert contrastive_nce(torch.zeros(2, 1), torch.tensor(1.0), 5).abs().max() < 1e-6
     assert contrastive_nce(torch.zeros(0, 4), torch.tensor(1.0), 5).shape == (0,)
