@@ -43,19 +43,20 @@ def contrastive_nce(scores_BJ: Tensor, constant: Tensor, bank_rows: int) -> Tens
 
     Args:
         scores_BJ: ``[B, 1 + K]``, from ``bank_scores``.
-        constant: Z, a scalar tensor: N times the mean of ``exp(score)`` over the first batch.
+        constant: Z, a scalar tensor: N times the mean of ``exp(score)`` over the first batch; float64 where it may be
+            beyond float32.
         bank_rows: N.
 
     Returns:
-        ``[B]``; without negatives next to nothing.
+        ``[B]``, finite for any finite scores; without negatives next to nothing.
 
     Example:
         >>> contrastive_nce(torch.zeros(1, 3), torch.tensor(4.0), 4)
         tensor([1.9095])
     """
     noise = (scores_BJ.shape[1] - 1) / bank_rows
-    log_u_BJ = scores_BJ - constant.log()
-    beside_BJ = (log_u_BJ.exp() + (noise + EPS)).log()
+    log_u_BJ = scores_BJ - constant.log().to(scores_BJ.dtype)
+    beside_BJ = torch.logaddexp(log_u_BJ, torch.full_like(log_u_BJ[:1, :1], math.log(noise + EPS)))
     own_B = beside_BJ[:, 0] - log_u_BJ[:, 0]
     if noise == 0:
         return own_B
@@ -81,8 +82,9 @@ class OtherClasses:
     def draw(self, count: int, label_B: Tensor, seed: int, update: int, index_B: Tensor) -> Tensor:
         """``[B, count]`` different samples of other classes for each, a function of (seed, update, index).
 
-        The candidates, in the order of their classes, are cut into ``count`` pieces of equal size, and one is drawn
-        from each: every candidate is as likely as in a draw without replacement, at a cost that does not grow with N.
+        The candidates, in the order of their classes as a ring, are cut from a random place on into ``count`` pieces of
+        equal size (to one), and one is drawn from each: every candidate is as likely as in a draw without replacement,
+        at a cost that does not grow with N. Without the random place those of the smaller pieces would come more often.
 
         Args:
             count: at most ``fewest``.
@@ -92,9 +94,12 @@ class OtherClasses:
             index_B: of the samples.
         """
         own_B1, first_B1 = self.size_C[label_B][:, None], self.first_C[label_B][:, None]
-        bounds_BK = torch.arange(count + 1, device=self.device) * (self.count - own_B1) // max(count, 1)
+        candidates_B1 = self.count - own_B1
+        bounds_BK = torch.arange(count + 1, device=self.device) * candidates_B1 // max(count, 1)
         low_BK, size_BK = bounds_BK[:, :-1], bounds_BK.diff(dim=1)
         empty = torch.empty(len(label_B), count, dtype=torch.float64, device=self.device)
         draw_BK = uniform_like(empty, seed, update, index_B, 0, "negatives")
-        place_BK = low_BK + (draw_BK * size_BK).long()
+        turn_B1 = uniform_like(empty.new_empty(len(label_B), 1), seed, update, index_B, 0, "negatives.turn")
+        turn_B1 = (turn_B1 * candidates_B1).long()
+        place_BK = (low_BK + (draw_BK * size_BK).long() + turn_B1) % candidates_B1.clamp_min(1)
         return self.order[place_BK + (place_BK >= first_B1) * own_B1]

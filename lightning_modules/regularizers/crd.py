@@ -36,7 +36,7 @@ class CRD(Distilling):
     ImageNet), and ``4 * batch * num_train`` for the scores of a step.
 
     Departures from the official code: rows start with length 1, and negatives are drawn one from each of
-    ``num_negatives`` equal pieces of the samples of other classes, not all from the whole.
+    ``num_negatives`` equal pieces of the samples of other classes, cut from a random place on, not all from the whole.
 
     Classes are those of the training labels before the first update; a plain loop that does not call ``prepare`` learns
     them as they come.
@@ -122,7 +122,7 @@ class CRD(Distilling):
         self._see(own_BE, other_BE, scores, step)
         constants = self.constants if self._fixed else self._constants
         parts = [
-            contrastive_nce(scores_BJ, constant.to(scores_BJ.dtype), len(self.labels))
+            contrastive_nce(scores_BJ, constant, len(self.labels))
             for scores_BJ, constant in zip(scores, constants, strict=True)
         ]
         return parts[0] + parts[1]

@@ -41,6 +41,17 @@ def test_gradient_and_extremes():
         assert value.isfinite().all() and extreme.grad.isfinite().all()
 
 
+def test_finite_where_a_small_temperature_makes_scores_large():
+    """Scores of tau = 0.005 in float32, whose exponentials overflow, and a Z beyond float32."""
+    for scores, constant in (([200.0, -200.0, 3.0], 1.0), ([-200.0, 200.0, 150.0], 1e60)):
+        row = torch.tensor([scores], requires_grad=True)
+        value = contrastive_nce(row, torch.tensor(constant, dtype=torch.float64), 10)
+        value.sum().backward()
+        exact = contrastive_nce(row.detach().double(), torch.tensor(constant, dtype=torch.float64), 10)
+        assert value.dtype == torch.float32 and torch.allclose(value.double(), exact, rtol=1e-5)
+        assert row.grad.isfinite().all()
+
+
 def test_without_negatives_and_without_samples():
     assert contrastive_nce(torch.zeros(2, 1), torch.tensor(1.0), 5).abs().max() < 1e-6
     assert contrastive_nce(torch.zeros(0, 4), torch.tensor(1.0), 5).shape == (0,)
@@ -82,3 +93,14 @@ def test_every_candidate_is_as_likely():
     counts = torch.bincount(drawn.flatten(), minlength=80)
     assert not counts[labels == 0].any()
     assert ((counts[labels > 0] - 800).abs() < 4 * (4000 * 0.2 * 0.8) ** 0.5).all()
+
+
+def test_every_candidate_is_as_likely_where_the_pieces_are_not_equal():
+    """60 candidates cut into 40 pieces, 20 of which have one candidate and 20 have two."""
+    labels = torch.arange(80) % 4
+    index = torch.arange(0, 16_000, 4)
+    drawn = OtherClasses(labels).draw(40, torch.zeros_like(index), 0, 0, index)
+    assert all(len(set(row)) == 40 for row in drawn[:50].tolist())
+    counts, share = torch.bincount(drawn.flatten(), minlength=80), 40 / 60
+    assert not counts[labels == 0].any()
+    assert ((counts[labels > 0] - 4000 * share).abs() < 4 * (4000 * share * (1 - share)) ** 0.5).all()
