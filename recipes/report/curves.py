@@ -70,6 +70,15 @@ def method_charts(run: RunFiles) -> list[Markup]:
     return charts
 
 
+def network_notes(run: RunFiles) -> list[str]:
+    """Which networks stood beside the one in training, and how good the teacher was before the first epoch."""
+    lines = [line.strip() for line in run.networks.splitlines() if line.strip()]
+    found = run.results.get("teacher")
+    if isinstance(found, dict) and isinstance(accuracy := found.get("accuracy"), int | float):
+        lines.append(f"teacher: {percent(accuracy)} of the validation images right before training")
+    return lines
+
+
 def part_notes(run: RunFiles) -> list[tuple[str, str]]:
     """For each part that reports on the run: its name and what it says, when it acted first of all."""
     notes = []
