@@ -55,13 +55,15 @@ def timing_charts(run: RunFiles) -> list[Markup]:
 def method_charts(run: RunFiles) -> list[Markup]:
     """One chart for each diagnostic of a part, and one of the loss terms where there are several."""
     charts = []
-    columns = _with_values(run)
+    columns, reports = _with_values(run), _part_reports(run)
     for name, column in columns.items():
         first, _, rest = name.partition("/")
         if first in (*SPLITS, *TIMING, *POSITIONS, "lr"):
             continue
         part = rest.rpartition("/")[0] or (first if rest else "")
         title = f"{label(part)} · {label(name)}" if part else label(name)
+        if first in reports and part != first:  # a seat that says something of each other part: gradient/kd/cosine
+            part, title = first, path_label(name)
         charts.append(_chart(run, name, {name: column}, title=title, marks=_first_active(run, part)))
     names = [name for name in columns if name.startswith("train/")]
     terms = {n.removeprefix("train/"): columns[n] for n in names if _is_term(n.removeprefix("train/"), columns)}
@@ -90,7 +92,7 @@ def part_notes(run: RunFiles) -> list[tuple[str, str]]:
         if isinstance(share, int | float):
             words.append(f"active in {percent(share)} of all steps")
         others = {key: value for key, value in facts.items() if key not in ("first_active_epoch", "active_step_share")}
-        words += [f"{label(key)} {quantity(key, value)}" for key, value in others.items()]
+        words += [f"{path_label(key)} {quantity(key, value)}" for key, value in others.items()]
         if words:
             notes.append((label(part), ", ".join(words)))
     return notes

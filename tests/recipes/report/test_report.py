@@ -332,6 +332,15 @@ def test_a_teacher_is_named_with_what_it_knew(tmp_path: Path) -> None:
     assert "ND: first active in epoch 0." in text
 
 
+def test_what_a_seat_says_of_other_parts_is_told_apart_from_theirs(tmp_path: Path) -> None:
+    parts = {"gradient": {"kd/conflict_share": 0.25, "nd/conflict_share": 0.5}, "nd": {"first_active_epoch": 0}}
+    (tmp_path / "results.json").write_text(json.dumps({"parts": parts}))
+    (tmp_path / "metrics.csv").write_text("epoch,gradient/nd/cosine,regularizer/nd/cosine\n0,0.5,0.1\n1,0.4,0.2\n")
+    text = Outline(write_report(tmp_path, {}).read_text()).text
+    assert "Gradient: KD · Conflict share 25.0\u00a0%, ND · Conflict share 50.0\u00a0%." in text
+    assert "Gradient · ND · Cosine" in text and "ND · Cosine" in text
+
+
 @pytest.mark.parametrize(
     ("folder", "title"),
     [("grocery_saf/mine/evaluations/today", "grocery_saf mine"), ("evaluations/resnet18/today", "resnet18")],
