@@ -10,10 +10,10 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
     Example:
         >>> low, high = wilson_interval(0, 10)
-        >>> round(high, 3)
-        0.278
+        >>> low, round(high, 3)
+        (0.0, 0.278)
     """
     z = 1.959964
     centre = (correct + z * z / 2) / (total + z * z)
     half = z / (total + z * z) * math.sqrt(correct * (total - correct) / total + z * z / 4)
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)  # rounding may lead past the ends

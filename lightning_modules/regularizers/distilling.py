@@ -37,6 +37,8 @@ class Distilling(Regularizer):
     #: Per-sample terms are means over the batch; others are of the batch as a whole.
     per_sample: ClassVar[bool] = True
     reads_of_teacher: frozenset[str] = frozenset({"features"})
+    #: What helps where the teacher does not give what is read.
+    otherwise = "take a term that reads what there is"
 
     def __init__(
         self,
@@ -69,11 +71,11 @@ class Distilling(Regularizer):
         given = gives_of(teacher)
         wanted = {"features" if name == "norms" else name for name in self.reads_of_teacher}
         if lacking := ", ".join(sorted(wanted - given)):
+            several = "" if "features" in given else " (several teachers give the mean of their logits alone)"
             raise Unsuited(
                 f"it reads {lacking} of the view {self.teacher!r}, and that network gives "
-                f"{', '.join(sorted(given)) or 'none that means anything here'} (several teachers give the mean of "
-                f"their logits and nothing else); name one teacher that gives {lacking}, or take a term that reads "
-                "what there is"
+                f"{', '.join(sorted(given)) or 'none that means anything here'}{several}; name one teacher that gives "
+                f"{lacking}, or {self.otherwise}"
             )
 
     def weight_at(self, epoch: int) -> float:

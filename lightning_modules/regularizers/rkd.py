@@ -49,6 +49,8 @@ class RKD(Distilling):
         self.distance_weight, self.angle_weight, self.normalize = distance_weight, angle_weight, normalize
         self.of, self.teacher_of = of, teacher_of or of
         self.reads_of_teacher = frozenset({self.teacher_of})
+        if self.teacher_of == "embedding":
+            self.otherwise = "set teacher_of=features, which every single network gives"
         self.needs = frozenset({"embedding"} if of == "embedding" else ())  # type: ignore[misc]
 
     def term(self, student: Output, teacher: Output, batch: Batch, step: Step) -> Tensor:

@@ -116,7 +116,7 @@ class RowFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with _alone(self.path.with_suffix(".lock")):
                 if self.path.exists() and (why := self._fault()):
-                    warnings.warn(f"{self.path} is made anew, and its rows are computed again: {why}", stacklevel=4)
+                    warnings.warn(f"{self.path} is made anew, and its rows are computed again: {why}", stacklevel=3)
                     self.path.unlink()  # a process that still has it open keeps the old one to itself
                 if not self.path.exists():
                     self._make()

@@ -59,12 +59,12 @@ class FurtherNetworks:
         networks, sizes = [], []
         for reference in references:
             found = network_of(reference, "teacher", self.data.channels)
+            self._say(f"teacher={reference} (sha256 {found.checksum[:12]}), frozen")
             network = self._with_classes(found) if found.classifies else found.network
             own = (found.preprocessing or {}).get("image_size")
             size = teaching.size(own)
             seen = size or self.data.image_size
             check_takes(network, self.data.channels, seen, key="teacher")
-            self._say(f"teacher={reference} (sha256 {found.checksum[:12]}), frozen")
             if own not in (None, seen):
                 self._say(f"teacher: made for images of {own} pixels, it sees {seen}")
             elif seen != self.data.image_size:
@@ -118,7 +118,10 @@ class FurtherNetworks:
                 )
         readers = [name for name, part in parts.named() if "logits" in part.needs and _reads(part.views, "teacher")]
         if self._why_no_logits and readers:
-            raise ValueError(f"{', '.join(readers)} needs the logits of the teacher, and {self._why_no_logits}")
+            raise ValueError(
+                f"{', '.join(readers)} needs the logits of the teacher, and {self._why_no_logits}; fine-tune it on "
+                "this data first and give that run, or take a term of features (rkd, crd, fitnet, nd)"
+            )
 
     def begin_teacher(self, parts: Parts, precision: str) -> None:
         """Let the teacher see who reads it and what it will be shown.

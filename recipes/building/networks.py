@@ -15,6 +15,8 @@ a run directory                       the best network of that run
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +99,9 @@ def _network_of(reference: str | Part, key: str, channels: int) -> Reference:
         return _of_backbone(reference, str(reference.get("name", "backbone")))
     if is_name(reference):
         check_name(reference)
-        return _of_backbone(_part(reference, True, channels), reference)
+        plain = reference.partition(".")[0]
+        with _told(key, reference, f"; a file of weights is {key}={plain}@FILE.safetensors"):
+            return _of_backbone(_part(reference, True, channels), reference)
     if found := _AT.fullmatch(reference):
         check_name(found[1])
         _check_file(Path(found[2]).expanduser(), reference, key)
@@ -106,7 +110,7 @@ def _network_of(reference: str | Part, key: str, channels: int) -> Reference:
     if path.suffix == ".safetensors":
         return _of_file(path, reference, key)
     if path.suffix == ".ckpt" or path.exists() or "/" in reference:
-        return _of_checkpoint(path, reference)
+        return _of_checkpoint(path, reference, key)
     models = timm.list_models()
     raise ValueError(
         f"{unknown_name(key, reference, models)}; a network is also a run directory, FILE.ckpt, FILE.safetensors or "
@@ -131,8 +135,20 @@ def order_of(classes: tuple[str, ...], wanted: tuple[str, ...]) -> list[int] | N
     return None if None in order else order  # type: ignore[return-value]
 
 
-def _of_checkpoint(path: Path, origin: str) -> Reference:
-    content = load_checkpoint(path, check_evaluable)
+@contextmanager
+def _told(key: str, reference: str, advice: str = "") -> Iterator[None]:
+    """What goes wrong inside says which reference it came from."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{key}={reference}: {error}{advice}") from error
+    except ValueError as error:
+        raise ValueError(f"{key}={reference}: {error}{advice}") from error
+
+
+def _of_checkpoint(path: Path, origin: str, key: str) -> Reference:
+    with _told(key, origin):
+        content = load_checkpoint(path, check_evaluable)
     where = f"the checkpoint {path}"
     config = stored_config(content, where)
     classes = tuple(content["classes"])

@@ -65,6 +65,11 @@ def _load_file(path: Path, form: Form | None) -> dict[str, Any]:
         if stages := sorted(found.parent for found in path.glob("*/checkpoints") if found.is_dir()):
             named = ", ".join(map(str, stages))
             raise FileNotFoundError(f"{path} is a run of stages, each with its own network; give one of them: {named}")
+        if path.is_dir():
+            raise FileNotFoundError(
+                f"{path} is a folder and no run's directory: it has no checkpoints/best.ckpt; give a run's directory, "
+                "such as runs/RECIPE/NAME, or one of its checkpoints"
+            )
         raise FileNotFoundError(
             f"there is no checkpoint {path}; give a file such as runs/RECIPE/NAME/checkpoints/best.ckpt, or a run's "
             "directory"

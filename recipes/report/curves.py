@@ -55,19 +55,30 @@ def timing_charts(run: RunFiles) -> list[Markup]:
 def method_charts(run: RunFiles) -> list[Markup]:
     """One chart for each diagnostic of a part, and one of the loss terms where there are several."""
     charts = []
-    columns = _with_values(run)
+    columns, reports = _with_values(run), _part_reports(run)
     for name, column in columns.items():
         first, _, rest = name.partition("/")
         if first in (*SPLITS, *TIMING, *POSITIONS, "lr"):
             continue
         part = rest.rpartition("/")[0] or (first if rest else "")
         title = f"{label(part)} · {label(name)}" if part else label(name)
+        if first in reports and part != first:  # a seat that says something of each other part: gradient/kd/cosine
+            part, title = first, path_label(name)
         charts.append(_chart(run, name, {name: column}, title=title, marks=_first_active(run, part)))
     names = [name for name in columns if name.startswith("train/")]
     terms = {n.removeprefix("train/"): columns[n] for n in names if _is_term(n.removeprefix("train/"), columns)}
     if len(terms) > 1:
         charts.append(line_chart(Chart("Training loss by term", run.epochs, terms, zero=True)))
     return charts
+
+
+def network_notes(run: RunFiles) -> list[str]:
+    """Which networks stood beside the one in training, and how good the teacher was before the first epoch."""
+    lines = [line.strip() for line in run.networks.splitlines() if line.strip()]
+    found = run.results.get("teacher")
+    if isinstance(found, dict) and isinstance(accuracy := found.get("accuracy"), int | float):
+        lines.append(f"teacher: {percent(accuracy)} of the validation images right before training")
+    return lines
 
 
 def part_notes(run: RunFiles) -> list[tuple[str, str]]:
@@ -81,7 +92,7 @@ def part_notes(run: RunFiles) -> list[tuple[str, str]]:
         if isinstance(share, int | float):
             words.append(f"active in {percent(share)} of all steps")
         others = {key: value for key, value in facts.items() if key not in ("first_active_epoch", "active_step_share")}
-        words += [f"{label(key)} {quantity(key, value)}" for key, value in others.items()]
+        words += [f"{path_label(key)} {quantity(key, value)}" for key, value in others.items()]
         if words:
             notes.append((label(part), ", ".join(words)))
     return notes

@@ -10,7 +10,9 @@ SHARE_NAMES = ("accuracy", "share", "ratio", "fraction", "recall", "precision", 
                "map", "mrr", "robust", "worst", "tail")  # fmt: skip
 ACRONYMS = {"ece": "ECE", "nll": "NLL", "kl": "KL", "lr": "Learning rate", "saf": "SAF", "mesa": "MESA", "gpu": "GPU",
             "cpu": "CPU", "ema": "EMA", "auroc": "AUROC", "id": "ID", "knn": "kNN", "sam": "SAM",
-            "top1": "top-1", "top5": "top-5", "map": "mAP", "mrr": "MRR", "nmi": "NMI", "pgd": "PGD"}  # fmt: skip
+            "top1": "top-1", "top5": "top-5", "map": "mAP", "mrr": "MRR", "nmi": "NMI", "pgd": "PGD",
+            "kd": "KD", "dkd": "DKD", "nd": "ND", "rkd": "RKD", "crd": "CRD", "dist": "DIST",
+            "fitnet": "FitNet"}  # fmt: skip
 
 
 def is_share(name: str) -> bool:

@@ -16,7 +16,7 @@ from lightning_modules.surgery.changes import is_module_line
 from recipes.report.bounded import bounded_evaluation, bounded_run, short
 from recipes.report.classes import per_class_accuracy
 from recipes.report.confusion import confused_pairs, heat_map
-from recipes.report.curves import learning_charts, method_charts, part_notes, timing_charts
+from recipes.report.curves import learning_charts, method_charts, network_notes, part_notes, timing_charts
 from recipes.report.gallery import query_galleries
 from recipes.report.line_chart import Chart, line_chart
 from recipes.report.markup import Child, Markup, element
@@ -81,7 +81,8 @@ def _sections(run: RunFiles, evaluations: Mapping[str, Evaluation]) -> list[Mark
     names = sorted(evaluations, key=lambda name: name != MAIN)  # stable: the others keep their order
     main = evaluations[names[0]] if names else Evaluation()
     further = {name: evaluations[name] for name in names[1:]}
-    notes = [element("p", f"{part}: {words}.", class_="section-note") for part, words in part_notes(run)]
+    said = [*network_notes(run), *(f"{part}: {words}." for part, words in part_notes(run))]
+    notes = [element("p", words, class_="section-note") for words in said]
     return [
         header(run, main),
         cards(run, main),

@@ -27,6 +27,7 @@ class RunFiles:
         metrics: columns of metrics.csv by name, one entry an epoch; None where a cell is empty or not finite.
         results: results.json.
         surgery: what surgery did to the network, one line a module.
+        networks: which networks stood beside the one in training, a line for each fact.
     """
 
     recipe: str
@@ -37,6 +38,7 @@ class RunFiles:
     metrics: dict[str, Column] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     surgery: str = ""
+    networks: str = ""
 
     @property
     def epochs(self) -> list[float]:
@@ -66,6 +68,7 @@ def read_run(run_dir: Path) -> RunFiles:
         metrics=_columns(run_dir / "metrics.csv"),
         results=results,
         surgery=_text(run_dir / "surgery.txt"),
+        networks=_text(run_dir / "networks.txt"),
     )
 
 

@@ -52,10 +52,11 @@ def check_teacher(teacher: Teacher, data: ImageData, device: torch.device, direc
         raise ConfigError(
             [
                 f"teacher: it answers {right} of {images} validation images right, and guessing gives "
-                f"{images * chance:.0f}: likely its classes stand in another order than those of the data, or it was "
-                "trained on images that are normalized otherwise (a file says nothing of that); give a reference that "
-                "names its classes (a run, a checkpoint, an exported file), or set teaching=live teaching.check=false "
-                "to learn from it all the same"
+                f"{images * chance:.0f}: it learnt next to nothing, or was trained on other images, or, where a file "
+                "of weights says nothing of them, its classes stand in another order than those of the data or its "
+                "images were normalized otherwise; give a reference that names its classes (a run, a checkpoint, an "
+                "exported file) and was trained on such images, or set teaching.check=false (beside teaching=live, "
+                "where no teaching is chosen) to learn from it all the same"
             ]
         )
 

@@ -138,13 +138,15 @@ def test_other_classes_give_features_and_no_logits(build, teacher, tmp_path):
     save_checkpoint(tmp_path / "other.ckpt", content)
     words = [f"teacher={tmp_path / 'other.ckpt'}"]
     message = (
-        "distill needs the logits of the teacher, and its 40 classes are not the 40 of the data: '.*' is none of them"
+        "distill needs the logits of the teacher, and its 40 classes are not the 40 of the data: '.*' is none of them; "
+        "fine-tune it on this data first"
     )
     with pytest.raises(ConfigError, match=message):
         build("x", DISTILL, *words)
     run = build("x", "regularizer=[further_pkg.parts.Mimic]", *words)
     output = run.task.parts.networks["teacher"](torch.rand(1, 3, 48, 48))
     assert output.logits is None and output.features is not None
+    assert [line.partition(" ")[0].partition("=")[0] for line in run.reports["networks"]] == ["teacher", "teacher:"]
 
 
 @pytest.mark.parametrize("key", ["teacher", "peer"])

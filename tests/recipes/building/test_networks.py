@@ -145,8 +145,9 @@ def test_a_damaged_classifier_is_refused(timms, tmp_path):
         ("resnet81", r"teacher=resnet81 is not known; did you mean .*; a network is also a run directory, FILE.ckpt"),
         ("none.safetensors", "teacher=none.safetensors: there is no file none.safetensors"),
         ("resnet18@none.safetensors", "teacher=resnet18@none.safetensors: there is no file"),
-        ("runs/none", "there is no checkpoint runs/none"),
+        ("runs/none", "teacher=runs/none: there is no checkpoint runs/none"),
         ("resnet18.none", "resnet18 has no weights 'none'"),
+        ("conv4", r"teacher=conv4: .*timm has no weights for conv4.*; a file of weights is teacher=conv4@FILE"),
         ("FILE", "the file does not say of which model its weights are; write teacher=NAME@"),
     ],
 )
@@ -160,8 +161,9 @@ def test_without_the_hub_a_name_says_how_to_do_without(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
-    with pytest.raises(FileNotFoundError, match="could not get timm's weights for resnet10t.c3_in1k"):
-        network_of("resnet10t.c3_in1k")
+    message = "peer=resnet10t.c3_in1k: could not get timm's weights for .*; a file of weights is peer=resnet10t@FILE"
+    with pytest.raises(FileNotFoundError, match=message):
+        network_of("resnet10t.c3_in1k", "peer")
 
 
 def test_the_order_of_classes_is_by_name():

@@ -68,10 +68,16 @@ def test_a_run_directory_means_its_best_checkpoint(tmp_path):
     assert load_checkpoint(str(tmp_path))["name"] == "best"
 
 
-@pytest.mark.parametrize("name", ["nothing.ckpt", "folder"])
-def test_missing(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing.ckpt", "there is no checkpoint .*nothing.ckpt; give a file such as runs/RECIPE"),
+        ("folder", "folder is a folder and no run's directory: it has no checkpoints/best.ckpt"),
+    ],
+)
+def test_missing(tmp_path, name, message):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(FileNotFoundError, match=f"there is no checkpoint .*{name}; give a file such as runs/RECIPE"):
+    with pytest.raises(FileNotFoundError, match=message):
         load_checkpoint(tmp_path / name)
 
 

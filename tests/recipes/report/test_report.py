@@ -309,7 +309,7 @@ def test_quantities_read_well() -> None:
     assert quantity("seed", 20250) == "20250" and quantity("x", True) == "True" and quantity("x", None) == "—"
     assert element("p", "a < b", Markup("<b>"), class_="x", hidden=False) == '<p class="x">a &lt; b<b></p>'
     low, high = wilson_interval(0, 10)
-    assert low == pytest.approx(0, abs=1e-12) and high == pytest.approx(3.8415 / 13.8415, rel=1e-4)
+    assert low == 0 and wilson_interval(10, 10)[1] == 1 and high == pytest.approx(3.8415 / 13.8415, rel=1e-4)
 
 
 def test_parts_say_when_they_acted(tmp_path: Path) -> None:
@@ -319,6 +319,26 @@ def test_parts_say_when_they_acted(tmp_path: Path) -> None:
     text = Outline(write_report(tmp_path, {}).read_text()).text
     assert "SAF: never active, active in 0.0\u00a0% of all steps." in text
     assert "Attack: Forwards 12, Mean steps 3.5." in text and "acts from here" not in text
+
+
+def test_a_teacher_is_named_with_what_it_knew(tmp_path: Path) -> None:
+    found = {"parts": {"nd": {"first_active_epoch": 0}}, "teacher": {"accuracy": 0.475, "images": 120}}
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    (tmp_path / "networks.txt").write_text(f"teacher={HOSTILE} (sha256 0123456789ab), frozen\n")
+    (tmp_path / "metrics.csv").write_text("epoch,regularizer/nd/value\n0,0.5\n1,0.4\n")
+    text = Outline(write_report(tmp_path, {}).read_text()).text
+    assert f"teacher={HOSTILE} (sha256 0123456789ab), frozen" in text
+    assert "teacher: 47.5\u00a0% of the validation images right before training" in text
+    assert "ND: first active in epoch 0." in text
+
+
+def test_what_a_seat_says_of_other_parts_is_told_apart_from_theirs(tmp_path: Path) -> None:
+    parts = {"gradient": {"kd/conflict_share": 0.25, "nd/conflict_share": 0.5}, "nd": {"first_active_epoch": 0}}
+    (tmp_path / "results.json").write_text(json.dumps({"parts": parts}))
+    (tmp_path / "metrics.csv").write_text("epoch,gradient/nd/cosine,regularizer/nd/cosine\n0,0.5,0.1\n1,0.4,0.2\n")
+    text = Outline(write_report(tmp_path, {}).read_text()).text
+    assert "Gradient: KD · Conflict share 25.0\u00a0%, ND · Conflict share 50.0\u00a0%." in text
+    assert "Gradient · ND · Cosine" in text and "ND · Cosine" in text
 
 
 @pytest.mark.parametrize(
