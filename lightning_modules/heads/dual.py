@@ -6,7 +6,7 @@ KDD 2025, arXiv 2411.08937. Official code: penghui-yang/DHKD.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
@@ -46,9 +46,10 @@ class Dual(Linear):
         num_classes: int,
         *,
         auxiliary: Literal["linear", "nonlinear"] = "linear",
-        **keys: Any,
+        bias: bool = True,
+        dropout_prob: Annotated[float, "0 <= x < 1"] = 0.0,
     ) -> None:
-        super().__init__(in_features, num_classes, **keys)
+        super().__init__(in_features, num_classes, bias=bias, dropout_prob=dropout_prob)
         self.kind = auxiliary
         self.auxiliary = _auxiliary(in_features, num_classes, auxiliary)
 

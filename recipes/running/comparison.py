@@ -7,8 +7,6 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from scipy.stats import ttest_rel
-
 from recipes.configuration.problems import ConfigError
 from recipes.configuration.stages import compose_run
 from recipes.running.directory import is_finished
@@ -40,6 +38,8 @@ def comparison(jobs: Sequence[list[str]]) -> list[str]:
 
 
 def _table(metric: str, rows: dict[str, Values]) -> list[str]:
+    from scipy.stats import ttest_rel  # here, because a sweep that is refused should not wait for it
+
     width = max(len(setting) for setting in rows)
     lines = ["", f"{'test ' + metric + ', %':<{width}}  runs    mean     sd    diff       p"]
     first = next(iter(rows.values()))

@@ -48,7 +48,8 @@ def sweep(program: str, words: Sequence[str], show: bool = False) -> int:
     for job, outcome in zip(jobs, outcomes, strict=True):
         print(f"{outcome:<8}  {shlex.join(job)}")
     if program == "train.py" and not show:
-        print(*comparison(jobs), sep="\n")
+        for line in comparison(jobs):
+            print(line)
     return int(any(outcome.startswith("exit") for outcome in outcomes))
 
 
