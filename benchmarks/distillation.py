@@ -58,9 +58,12 @@ def main() -> None:
 
 
 def _cosines(folder: str) -> dict[str, list[float]]:
-    """Of the aligned runs with seed 0, by epoch."""
-    aligned = [name for name, case in CASES.items() if "gradient=aligned" in case]
-    return {name: [round(value, 3) for value in column_of(folder, f"{name}-0", "gradient/cosine")] for name in aligned}
+    """Between the gradients of the labels and of the teacher's logits, of the aligned runs with seed 0, by epoch."""
+    terms = {"binary_kl_aligned": "binary_kl", "dual_head": "binary_kl_norm", "dual_head_nd": "binary_kl_norm"}
+    return {
+        name: [round(value, 3) for value in column_of(folder, f"{name}-0", f"gradient/{term}/cosine")]
+        for name, term in terms.items()
+    }
 
 
 if __name__ == "__main__":
