@@ -18,8 +18,8 @@ from lightning_modules.regularizers.distilling import LogitDistilling
 class BinaryKL(LogitDistilling):
     """``weight * T^2 * sum_c KL(sigmoid(v_c / T) || sigmoid(a_c / T))`` of the teacher's logits v and the student's a.
 
-    What ``BinaryKLNorm`` is compared with; on the classifier that also learns from labels it makes that one collapse,
-    so that it is meant for ``head=dual`` and its auxiliary one.
+    What ``BinaryKLNorm`` is compared with. Meant for ``head=dual`` and its auxiliary classifier: the paper reports that
+    one which also learns from labels collapses (docs/distillation.md has what came of it here).
 
     Args:
         temperature: T; 2 in the paper.
@@ -27,6 +27,8 @@ class BinaryKL(LogitDistilling):
         keys: ``weight``, ``head``, ``standardize``, ``warmup_epochs``, ``stop_epoch``, ``teacher``, ``view`` (see
             ``LogitDistilling``).
     """
+
+    kernel = staticmethod(binary_kl)
 
     def __init__(
         self,
@@ -39,5 +41,5 @@ class BinaryKL(LogitDistilling):
         self.temperature, self.reduction = temperature, reduction
 
     def of_logits(self, student_BC: Tensor, teacher_BC: Tensor, batch: Batch) -> Tensor:
-        term_B = binary_kl(student_BC, teacher_BC, temperature=self.temperature)
+        term_B = self.kernel(student_BC, teacher_BC, temperature=self.temperature)
         return term_B / student_BC.shape[1] if self.reduction == "mean" else term_B

@@ -6,20 +6,15 @@ KDD 2025, arXiv 2411.08937. Official code: penghui-yang/DHKD.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
-
-from torch import Tensor
-
-from kernels.batch import Batch
 from kernels.distillation import binary_kl_norm
-from lightning_modules.regularizers.distilling import LogitDistilling
+from lightning_modules.regularizers.binary_kl import BinaryKL
 
 
-class BinaryKLNorm(LogitDistilling):
+class BinaryKLNorm(BinaryKL):
     """``weight * T^2 * sum_c log cosh((a_c - v_c) / (2 T))`` of the teacher's logits v and the student's a.
 
-    On the classifier that also learns from labels it makes that one collapse; it is meant for ``head=dual`` and its
-    auxiliary one.
+    Meant for ``head=dual`` and its auxiliary classifier: the paper reports that one which also learns from labels
+    collapses.
 
     Args:
         temperature: T; 2 in the paper.
@@ -29,16 +24,4 @@ class BinaryKLNorm(LogitDistilling):
             ``LogitDistilling``); the official ImageNet script stops at epoch 50.
     """
 
-    def __init__(
-        self,
-        *,
-        temperature: Annotated[float, "x > 0"] = 2.0,
-        reduction: Literal["sum", "mean"] = "sum",
-        **keys: Any,
-    ) -> None:
-        super().__init__(**keys)
-        self.temperature, self.reduction = temperature, reduction
-
-    def of_logits(self, student_BC: Tensor, teacher_BC: Tensor, batch: Batch) -> Tensor:
-        term_B = binary_kl_norm(student_BC, teacher_BC, temperature=self.temperature)
-        return term_B / student_BC.shape[1] if self.reduction == "mean" else term_B
+    kernel = staticmethod(binary_kl_norm)
